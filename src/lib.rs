@@ -1,0 +1,9 @@
+//! litefs: a FUSE file system in which ordinary SQLite databases live and
+//! never get lost, for machines that are rarely up.
+//!
+//! Modules are layered, lowest first; a module uses those before it and never
+//! those after it (`tests/layers.rs` fails otherwise). See docs/ARCHITECTURE.md.
+
+pub mod words;
+
+pub mod object;

@@ -1,0 +1,3 @@
+//! The `litefs` program: hands the command line to the library.
+
+fn main() {}
