@@ -7,3 +7,5 @@
 pub mod words;
 
 pub mod object;
+
+pub mod db;

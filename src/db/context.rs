@@ -1,0 +1,38 @@
+//! What a database needs from above itself, as traits that the mount implements.
+//! Must not know FUSE.
+
+use std::io;
+
+use crate::words::DbName;
+
+/// The first bytes of a wal-index: both copies of its header, the checkpoint
+/// information (`walindex_hdr` of wal.c: 2 × 48 + 40 bytes).
+pub const WAL_INDEX_HEADER: usize = 136;
+
+/// The wal-index of a database as the applications see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WalIndex {
+    /// No application has the `-shm` file open: there is no wal-index, or only one
+    /// on the heap of a connection in EXCLUSIVE mode.
+    Unused,
+    /// Its first bytes.
+    Used(Box<[u8; WAL_INDEX_HEADER]>),
+}
+
+/// The daemon as one more client of its own mount. Never called by a thread that
+/// the kernel waits for in a LOOKUP, OPEN, CREATE or UNLINK; calls may come from a
+/// pool thread that is answering a WRITE, FSYNC or SETATTR of the database or WAL.
+pub trait OwnMount: Send + Sync {
+    /// The wal-index as the processes that map it see it: from the backing file
+    /// where it is in passthrough, else by pread through the mount (never mapped).
+    fn wal_index(&self, db: &DbName) -> io::Result<WalIndex>;
+
+    /// Whether a process holds the WAL's write lock (byte 120 of `-shm`, asked by
+    /// F_OFD_GETLK through the mount). False where no application has `-shm` open.
+    fn wal_write_locked(&self, db: &DbName) -> io::Result<bool>;
+
+    /// Says that the daemon changed `len` bytes at `offset` of the database file
+    /// (`len` 0: to its end) or its size; the kernel drops what it has cached. Only
+    /// queues: a notifier thread that holds no lock does it.
+    fn changed(&self, db: &DbName, offset: u64, len: u64);
+}
