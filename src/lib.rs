@@ -6,6 +6,8 @@
 
 pub mod words;
 
+pub mod ltx;
+
 pub mod object;
 
 pub mod db;
