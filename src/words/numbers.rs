@@ -39,6 +39,7 @@ impl PageSize {
     }
 
     /// The size in bytes, for slices.
+    #[allow(clippy::len_without_is_empty, reason = "no page is empty")]
     pub fn len(self) -> usize {
         self.0 as usize
     }
