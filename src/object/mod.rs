@@ -2,9 +2,22 @@
 //! blocking trait, with its implementations and the wrappers that tests use. Must
 //! not know what the objects mean.
 
+mod counted;
 mod error;
+mod faulty;
+mod file;
+mod key;
+mod location;
+mod memory;
+mod op;
 
+pub use counted::{Counted, Counts, OpTotals, Totals};
 pub use error::{ObjectError, ObjectErrorKind};
+pub use faulty::{Call, Fault, Faulty, Hook, Rule};
+pub use file::FileStore;
+pub use location::{Location, Options, from_url};
+pub use memory::MemoryStore;
+pub use op::Op;
 
 use bytes::Bytes;
 use std::path::Path;
