@@ -1,0 +1,365 @@
+//! A node: the real program with its own directories. Stopped, unmounted and its log
+//! shown when a test fails, whatever way the test ends.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{PATIENCE, api, process, wait_for};
+
+/// A node that is alive this long has hung: it is killed, which ends every call
+/// that waits for its mount, and the test fails instead of hanging.
+const WATCHDOG: Duration = Duration::from_secs(900);
+
+/// What differs from node to node.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub passthrough: bool,
+    pub allow_other: bool,
+    /// `[storage] sync-interval`.
+    pub sync_interval: &'static str,
+    /// More lines of litefs.toml, appended.
+    pub more: String,
+    /// Environment of the process, such as LITEFS_FAULTS.
+    pub env: Vec<(String, String)>,
+    /// Program and arguments that run litefs (such as strace), before its own.
+    pub wrapper: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            passthrough: true,
+            allow_other: false,
+            sync_interval: "20ms",
+            more: String::new(),
+            env: Vec::new(),
+            wrapper: Vec::new(),
+        }
+    }
+}
+
+/// A node and its directories.
+#[derive(Debug)]
+pub struct Node {
+    base: PathBuf,
+    data: PathBuf,
+    archive: PathBuf,
+    pub settings: Settings,
+    addr: SocketAddr,
+    child: Option<Running>,
+    starts: u32,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    _watchdog: mpsc::Sender<()>,
+}
+
+impl Node {
+    /// A node with all its directories below `base`; not started.
+    pub fn new(base: &Path, settings: Settings) -> Node {
+        let node = Node {
+            base: base.to_path_buf(),
+            data: base.join("data"),
+            archive: base.join("archive"),
+            settings,
+            addr: free_addr(),
+            child: None,
+            starts: 0,
+        };
+        std::fs::create_dir_all(node.mount()).expect("create the mount point");
+        node
+    }
+
+    /// Another data directory than `base/data`.
+    pub fn with_data(mut self, data: &Path) -> Node {
+        self.data = data.to_path_buf();
+        self
+    }
+
+    /// Another archive directory than `base/archive`.
+    pub fn with_archive(mut self, archive: &Path) -> Node {
+        self.archive = archive.to_path_buf();
+        self
+    }
+
+    /// Where it mounts.
+    pub fn mount(&self) -> PathBuf {
+        self.base.join("mnt")
+    }
+
+    /// A file in its mount.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.mount().join(name)
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Its archive's directory.
+    pub fn archive(&self) -> &Path {
+        &self.archive
+    }
+
+    /// Its archive's address.
+    pub fn archive_url(&self) -> String {
+        format!("file://{}", self.archive.display())
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.base.join("litefs.toml")
+    }
+
+    /// Its log.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.base.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a node that runs").child.id()
+    }
+
+    /// Writes its configuration file.
+    pub fn write_config(&self) {
+        let Settings { passthrough, allow_other, sync_interval, more, .. } = &self.settings;
+        let text = format!(
+            "[fuse]\ndir = {:?}\nallow-other = {allow_other}\npassthrough = \"{}\"\n\
+             [data]\ndir = {:?}\n\
+             [storage]\nurl = \"{}\"\nsync-interval = \"{sync_interval}\"\n\
+             [lease]\ntype = \"static\"\n\
+             [http]\naddr = \"{}\"\n\
+             [log]\nlevel = \"debug\"\n{more}",
+            self.mount(),
+            if *passthrough { "auto" } else { "off" },
+            self.data,
+            self.archive_url(),
+            self.addr,
+        );
+        std::fs::write(self.config(), text).expect("write litefs.toml");
+    }
+
+    /// Starts it without waiting for anything.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "the node runs already");
+        self.write_config();
+        self.starts += 1;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.base.join("log"));
+        let log = log.expect("open the node's log");
+        let program = env!("CARGO_BIN_EXE_litefs").to_owned();
+        let mut words = self.settings.wrapper.clone();
+        words.push(program);
+        let (first, rest) = words.split_first().expect("at least the program");
+        let child = Command::new(first)
+            .args(rest)
+            .args(["mount", "--config"])
+            .arg(self.config())
+            .envs(self.settings.env.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("duplicate the log"))
+            .stderr(log)
+            .spawn();
+        let child = child.unwrap_or_else(|error| panic!("start {words:?}: {error}"));
+        let watchdog = watch(child.id(), self.base.clone());
+        self.child = Some(Running { child, _watchdog: watchdog });
+    }
+
+    /// Starts it and waits until it serves. Another program may have taken the free
+    /// port in the meantime: then another one is tried.
+    pub fn start(&mut self) {
+        for _ in 0..5 {
+            let before = self.log().len();
+            self.spawn();
+            match self.wait_ready() {
+                Ok(()) => return,
+                Err(code) => {
+                    let log = self.log();
+                    let said = log.get(before..).unwrap_or(&log).to_lowercase();
+                    assert!(
+                        said.contains("in use") && said.contains(&self.addr.port().to_string()),
+                        "the node ended with {code:?} instead of starting"
+                    );
+                    self.addr = free_addr();
+                }
+            }
+        }
+        panic!("found no free port for the node");
+    }
+
+    /// Waits until it serves; `Err` if it ended first.
+    pub fn wait_ready(&mut self) -> Result<(), Option<i32>> {
+        let addr = self.addr;
+        let child = &mut self.child.as_mut().expect("a node that was spawned").child;
+        let ended = wait_for("the node is ready", || {
+            if let Some(status) = child.try_wait().expect("ask for the node's state") {
+                return Some(Err(status.code()));
+            }
+            let reply = api::request(addr, "GET", "/health", b"").ok()?;
+            (reply.status == 200).then_some(Ok(()))
+        });
+        if ended.is_err() {
+            self.child = None;
+        }
+        ended
+    }
+
+    /// Waits until the process ends by itself.
+    pub fn wait_end(&mut self) -> ExitStatus {
+        let mut running = self.child.take().expect("a node that runs");
+        let status = process::wait(&mut running.child);
+        if status.is_none() {
+            self.child = Some(running);
+        }
+        status.expect("the node ends by itself")
+    }
+
+    /// A request to its API.
+    pub fn get(&self, path: &str) -> api::Reply {
+        api::request(self.addr, "GET", path, b"").unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// Its API's address.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// What `GET /status` says.
+    pub fn status(&self) -> Value {
+        let reply = self.get("/status");
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("status {}: {error}: {text}", reply.status))
+    }
+
+    /// A database's position as its `-pos` file gives it, without the newline. Read
+    /// by another process: one that hangs must not take the test with it.
+    pub fn pos(&self, db: &str) -> String {
+        let output = process::run(Command::new("cat").arg(self.file(&format!("{db}-pos"))));
+        assert!(output.status.success(), "read {db}-pos: {}", output.stderr);
+        assert_eq!(output.stdout.len(), 34, "-pos is 34 bytes, this is {:?}", output.stdout);
+        output.stdout.trim_end().to_owned()
+    }
+
+    /// Waits until the archive has every transaction of every database, the ones
+    /// included that are committed when this is called.
+    pub fn wait_archived(&self, databases: &[&str]) {
+        let positions: Vec<_> = databases.iter().map(|db| (*db, self.pos(db))).collect();
+        wait_for("everything is in the archive", || {
+            let status = self.status();
+            let rows = status["databases"].as_array()?.clone();
+            let has = |name: &str, pos: &str| {
+                rows.iter().any(|row| row["name"] == name && reached(&row["archived"], pos))
+            };
+            positions.iter().all(|(name, pos)| has(name, pos)).then_some(())
+        });
+    }
+
+    /// SIGTERM; waits for the end and expects exit code 0 and nothing mounted.
+    pub fn stop(&mut self) {
+        self.signal(rustix::process::Signal::TERM);
+        let status = self.wait_end();
+        assert_eq!(status.code(), Some(0), "after SIGTERM the node ended with {status:?}");
+        assert!(!self.is_mounted(), "the mount is still there after SIGTERM");
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a process id"), signal).expect("signal the node");
+    }
+
+    /// kill -9; waits until the process is gone. The dead mount stays, as it would.
+    pub fn kill(&mut self) {
+        self.signal(rustix::process::Signal::KILL);
+        let status = self.wait_end();
+        assert_eq!(status.signal(), Some(9), "the node ended with {status:?} before it was killed");
+    }
+
+    /// Whether the process runs.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Destroys its disk: everything but the archive.
+    pub fn wipe_data(&self) {
+        assert!(self.child.is_none(), "the node runs");
+        match std::fs::remove_dir_all(&self.data) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                panic!("wipe {}: {error}", self.data.display())
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether something is mounted on its mount point.
+    pub fn is_mounted(&self) -> bool {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("read /proc/self/mounts");
+        let dir = self.mount();
+        mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == dir))
+    }
+}
+
+/// Whether position `archived` (JSON) is at `pos` or after it.
+fn reached(archived: &Value, pos: &str) -> bool {
+    // The TXIDs have a fixed width, so they compare as texts.
+    archived.as_str().is_some_and(|archived| archived.get(..16) >= pos.get(..16))
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let from = lines.len().saturating_sub(60);
+            eprintln!("--- the node's last lines ({} starts):", self.starts);
+            lines.iter().skip(from).for_each(|line| eprintln!("{line}"));
+            eprintln!("---");
+        }
+        if let Some(mut running) = self.child.take() {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+        unmount(&self.mount());
+    }
+}
+
+/// Takes a dead mount away.
+pub fn unmount(dir: &Path) {
+    for _ in 0..4 {
+        if rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH).is_err() {
+            return;
+        }
+    }
+}
+
+fn free_addr() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("find a free port");
+    listener.local_addr().expect("the port that was found")
+}
+
+/// Kills process `pid` when the returned sender still lives after [`WATCHDOG`].
+fn watch(pid: u32, base: PathBuf) -> mpsc::Sender<()> {
+    let (alive, ended) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if ended.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!(
+                "the node in {} runs for {WATCHDOG:?} (patience is {PATIENCE:?}): killed",
+                base.display()
+            );
+            if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    });
+    alive
+}
