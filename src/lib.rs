@@ -8,6 +8,8 @@ pub mod words;
 
 pub mod ltx;
 
+pub mod sqlite;
+
 pub mod object;
 
 pub mod db;
