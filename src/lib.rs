@@ -13,3 +13,5 @@ pub mod sqlite;
 pub mod object;
 
 pub mod db;
+
+pub mod archive;
