@@ -15,3 +15,7 @@ pub mod object;
 pub mod db;
 
 pub mod archive;
+
+pub mod peer;
+
+pub mod exec;

@@ -1,0 +1,25 @@
+//! A node's HTTP API: its server, its client, and the trait through which the
+//! server asks the node. Must not know how a node does what is asked.
+
+mod auth;
+mod bind;
+mod bridge;
+mod client;
+mod events;
+mod handlers;
+mod metrics;
+mod server;
+mod service;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use bind::BindError;
+pub use client::{Client, ClientError, Timeouts};
+pub use events::{Event, Events, InitData, PrimaryData, Subscription, TxData};
+pub use server::{ServeError, Server, ServerOptions, serve};
+pub use service::{
+    ArchiveState, ArchiveStatus, DatabaseStatus, Export, Health, Info, MountStatus, Primary, Role, Service,
+    ServiceError, Status,
+};
