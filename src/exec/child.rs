@@ -130,7 +130,7 @@ fn code_of(status: &ExitStatus) -> u8 {
 /// machine there is none.
 fn watch(group: Pid) -> Option<Child> {
     Process::new("/bin/sh")
-        .args(["-c", "read _; kill -KILL -- \"-$0\"", &group.as_raw_nonzero().to_string()])
+        .args(["-c", "read _; kill -s KILL -- \"-$0\"", &group.as_raw_nonzero().to_string()])
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
