@@ -2,11 +2,16 @@
 
 #[path = "support/object_conformance.rs"]
 mod object_conformance;
+#[path = "support/s3_server/mod.rs"]
+mod s3_server;
 
 use std::sync::Arc;
 
-use litefs::object::{Counted, Faulty, FileStore, MemoryStore, ObjectStore, Options, from_url};
+use litefs::object::{
+    Counted, Faulty, FileStore, KeyPair, MemoryStore, ObjectStore, Options, S3Store, from_url,
+};
 use object_conformance::{Effort, run};
+use s3_server::{Quirks, S3Server};
 
 const LOCAL: Effort = Effort { threads: 16, rounds: 20 };
 
@@ -34,4 +39,49 @@ fn the_wrappers_conform_and_count() {
     let totals = counted.totals();
     assert!(totals.calls() > 100 && totals.bytes_written() > 20_000_000 && totals.bytes_read() > 20_000_000);
     assert_eq!(totals.list.errors, 0);
+}
+
+fn s3(server: &S3Server) -> S3Store {
+    S3Store::new(server.place("a/b")).expect("a store")
+}
+
+#[test]
+fn an_s3_store_conforms() {
+    let server = S3Server::start();
+    let store = from_url(&server.url("a/b"), &S3Server::options()).expect("a store");
+    let other: Arc<dyn ObjectStore> = Arc::new(s3(&server));
+    run(&store, &other, "t", LOCAL);
+    assert_eq!(server.open_uploads(), 0);
+}
+
+#[test]
+fn an_s3_store_conforms_where_etags_are_compared_without_quotes_and_ranges_ignored() {
+    let server = S3Server::start();
+    server.quirks(Quirks { unquoted_etags: true, ignores_ranges: true, ..Quirks::default() });
+    let store: Arc<dyn ObjectStore> = Arc::new(s3(&server));
+    let other: Arc<dyn ObjectStore> = Arc::new(s3(&server));
+    run(&store, &other, "t", Effort { threads: 8, rounds: 5 });
+}
+
+/// A server outside, named by LITEFS_TEST_S3_URL, _KEY and _SECRET (scripts/minio.sh
+/// starts one; scripts/test always does).
+#[test]
+fn the_s3_server_named_in_the_environment_conforms() {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let Some(url) = variable("LITEFS_TEST_S3_URL") else {
+        eprintln!("NOT RUN: no LITEFS_TEST_S3_URL; eval \"$(scripts/minio.sh start)\" starts a server");
+        return;
+    };
+    let pair = KeyPair {
+        id: variable("LITEFS_TEST_S3_KEY").expect("LITEFS_TEST_S3_KEY"),
+        secret: variable("LITEFS_TEST_S3_SECRET").expect("LITEFS_TEST_S3_SECRET"),
+    };
+    let options = Options { credentials: Some(pair), ..Options::default() };
+    let store = from_url(&url, &options).expect("a store");
+    let other = from_url(&url, &options).expect("a store");
+    let area = format!("run-{:016x}", rand::random::<u64>());
+    run(&store, &other, &area, Effort { threads: 8, rounds: 5 });
+    for left in store.list(&format!("{area}/"), None).expect("list") {
+        store.delete(&left.key).expect("delete");
+    }
 }

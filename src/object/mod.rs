@@ -10,14 +10,16 @@ mod key;
 mod location;
 mod memory;
 mod op;
+mod s3;
 
 pub use counted::{Counted, Counts, OpTotals, Totals};
 pub use error::{ObjectError, ObjectErrorKind};
 pub use faulty::{Call, Fault, Faulty, Hook, Rule};
 pub use file::FileStore;
-pub use location::{Location, Options, from_url};
+pub use location::{KeyPair, Location, Options, S3Location, from_url};
 pub use memory::MemoryStore;
 pub use op::Op;
+pub use s3::S3Store;
 
 use bytes::Bytes;
 use std::path::Path;
