@@ -14,6 +14,8 @@ pub mod object;
 
 pub mod db;
 
+pub mod store;
+
 pub mod archive;
 
 pub mod peer;

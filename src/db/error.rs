@@ -19,6 +19,9 @@ pub enum DbError {
         /// What the system said.
         source: io::Error,
     },
+    /// The change log failed.
+    #[error(transparent)]
+    Log(#[from] super::LogError),
     /// This node is not the primary.
     #[error("database {db} is read-only here: this node is not the primary")]
     ReadOnly {

@@ -2,10 +2,33 @@
 //! transactions into the change log. Blocking; must not know FUSE, HTTP or the
 //! archive.
 
+mod change;
 mod context;
+mod database;
+mod dirty;
 mod error;
+mod files;
+mod image;
+mod install;
+mod log;
 mod paths;
+mod recover;
+mod rollback;
+mod saved;
+mod shared;
+mod sums;
+mod wal;
 
 pub use context::{OwnMount, WAL_INDEX_HEADER, WalIndex};
+pub use database::{Captured, Database, OpenHow};
 pub use error::DbError;
+pub use image::Image;
+pub use install::{Applying, Goal, Incoming, Parked};
+pub use log::{
+    Batch, ChangeLog, ChangeMeta, Kind, LogError, LogOptions, Place, Scanned, ScannedChange, SpillWriter,
+    StoredChange, WalEnd,
+};
 pub use paths::{FileKind, Paths};
+pub use recover::{Since, Tail};
+pub use saved::{replace_file, sync_dir};
+pub use shared::{CommitListener, Committed, Shared};

@@ -1,0 +1,338 @@
+//! What applications do to the files of a database, as the mount reports it. Must
+//! not decide what is a commit: that is `rollback` and `wal`.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use super::change::{Builder, Facts};
+use super::database::{State, read_at_most};
+use super::{Captured, Database, DbError, FileKind, OpenHow};
+use crate::words::{PageSize, Pgno};
+
+impl Database {
+    /// Opens or creates one of the files for an application.
+    ///
+    /// # Errors
+    /// `ReadOnly` where the open could only serve a write and this node may not: the
+    /// errno must be EACCES, which SQLite reports at once as a read-only database.
+    pub fn open(&self, kind: FileKind, how: OpenHow) -> Result<File, DbError> {
+        let path = self.path(kind);
+        if how.write && matches!(kind, FileKind::Journal) && !self.shared.writable() {
+            return Err(self.read_only());
+        }
+        let mut state = self.lock();
+        if kind == FileKind::Wal && how.create {
+            // A transaction whose journal ended unseen comes before the first of the WAL.
+            self.settle_rollback(&mut state)?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(how.write)
+            .create(how.create && how.write)
+            .create_new(how.exclusive && how.create)
+            .mode(how.mode & 0o7777)
+            .open(&path)
+            .map_err(DbError::io("open", &path))?;
+        match kind {
+            FileKind::Journal if how.write => {
+                self.settle_rollback(&mut state)?;
+                state.journal = Some(Arc::new(file.try_clone().map_err(DbError::io("open", &path))?));
+            }
+            FileKind::Wal if how.write => {
+                state.wal_file = Some(Arc::new(file.try_clone().map_err(DbError::io("open", &path))?));
+                self.has_wal.store(true, Ordering::Release);
+            }
+            _ => {}
+        }
+        if how.create {
+            self.handles().remove(&kind);
+        }
+        Ok(file)
+    }
+
+    /// Reads a file that is not in passthrough.
+    pub fn read(&self, kind: FileKind, offset: u64, buf: &mut [u8]) -> Result<usize, DbError> {
+        let path = self.path(kind);
+        let file = match kind {
+            FileKind::Database => {
+                let mut state = self.lock();
+                self.database_file(&mut state)?
+            }
+            _ => self.handle(kind)?,
+        };
+        read_at_most(&file, buf, offset).map_err(DbError::io("read", path))
+    }
+
+    fn handles(&self) -> MutexGuard<'_, HashMap<FileKind, Arc<File>>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Our handle of a journal, WAL or shm.
+    fn handle(&self, kind: FileKind) -> Result<Arc<File>, DbError> {
+        let mut handles = self.handles();
+        if let Some(file) = handles.get(&kind) {
+            return Ok(Arc::clone(file));
+        }
+        let path = self.path(kind);
+        let file =
+            OpenOptions::new().read(true).write(true).open(&path).map_err(DbError::io("open", path))?;
+        let file = Arc::new(file);
+        handles.insert(kind, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Whether a write is only that, so that it may be done in the request loop.
+    pub fn write_is_quick(&self, kind: FileKind) -> bool {
+        match kind {
+            FileKind::Database => !self.has_wal.load(Ordering::Acquire),
+            FileKind::Journal | FileKind::Wal | FileKind::Shm => true,
+        }
+    }
+
+    /// Writes to a file.
+    pub fn write(&self, kind: FileKind, offset: u64, data: &[u8]) -> Result<(), DbError> {
+        let path = self.path(kind);
+        if kind != FileKind::Database {
+            return self.handle(kind)?.write_all_at(data, offset).map_err(DbError::io("write", path));
+        }
+        self.barrier()?;
+        let mut state = self.lock();
+        self.before_write(&mut state, offset, data.len() as u64)?;
+        let file = self.database_file(&mut state)?;
+        file.write_all_at(data, offset).map_err(DbError::io("write", path))
+    }
+
+    /// Captures what the WAL holds, before anything can destroy it.
+    fn barrier(&self) -> Result<(), DbError> {
+        if self.has_wal.load(Ordering::Acquire) {
+            self.capture_wal(true)?;
+        }
+        Ok(())
+    }
+
+    /// Before `len` bytes of the database file change, after the barrier: the rules of
+    /// the rollback modes.
+    fn before_write(&self, state: &mut State, offset: u64, len: u64) -> Result<(), DbError> {
+        if self.is_checkpoint(state, offset, len) {
+            return Ok(());
+        }
+        if !self.shared.writable() {
+            return Err(self.read_only());
+        }
+        self.before_rollback_write(state)?;
+        self.mark_dirty(state, offset, len)
+    }
+
+    /// Whether these bytes are pages that captured frames of the WAL hold.
+    fn is_checkpoint(&self, state: &State, offset: u64, len: u64) -> bool {
+        let Some(track) = &state.wal else { return false };
+        let size: PageSize = track.header.page_size;
+        let (first, last) = (size.page_at(offset), size.page_at(offset + len.max(1) - 1));
+        let (Some(first), Some(last)) = (first, last) else { return false };
+        (first.get()..=last.get()).filter_map(Pgno::new).all(|pgno| track.has(pgno))
+    }
+
+    /// Changes a file's size. Of a journal: a commit.
+    pub fn resize(&self, kind: FileKind, size: u64) -> Result<(), DbError> {
+        let path = self.path(kind);
+        if matches!(kind, FileKind::Database | FileKind::Wal) {
+            self.barrier()?;
+        }
+        let mut state = self.lock();
+        match kind {
+            FileKind::Database => self.before_resize(&mut state, size)?,
+            FileKind::Journal if size == 0 && state.nonce.is_some() => self.commit_rollback(&mut state)?,
+            FileKind::Wal if size == 0 => state.wal = None,
+            FileKind::Wal | FileKind::Journal | FileKind::Shm => {}
+        }
+        let file = OpenOptions::new().write(true).open(&path).map_err(DbError::io("open", &path))?;
+        file.set_len(size).map_err(DbError::io("truncate", path))
+    }
+
+    fn before_resize(&self, state: &mut State, size: u64) -> Result<(), DbError> {
+        let file = self.database_file(state)?;
+        let now = file.metadata().map_err(DbError::io("read", self.path(FileKind::Database)))?.len();
+        if state.wal.is_some() {
+            // A checkpoint that has copied every frame cuts or extends the file to the
+            // size that the last transaction stated.
+            let stated = state.page_size.map(|page| u64::from(page.get()) * u64::from(state.pages));
+            if stated.is_some_and(|stated| size >= stated) {
+                return Ok(());
+            }
+        }
+        if size == now {
+            return Ok(());
+        }
+        if !self.shared.writable() {
+            return Err(self.read_only());
+        }
+        self.before_rollback_write(state)?;
+        // The pages between are new or gone: the size tells at the commit. The last
+        // one may be cut.
+        self.mark_dirty(state, size.min(now).saturating_sub(1), 1)
+    }
+
+    /// Makes a file durable. Before that of the database, what the log needs is too.
+    pub fn sync(&self, kind: FileKind) -> Result<(), DbError> {
+        let path = self.path(kind);
+        if kind == FileKind::Database {
+            self.barrier()?;
+        }
+        let file = {
+            let mut state = self.lock();
+            match kind {
+                FileKind::Database => {
+                    self.settle_rollback(&mut state)?;
+                    self.prepare_rollback(&mut state)?;
+                    self.database_file(&mut state)?
+                }
+                FileKind::Journal => {
+                    let ended = state.nonce.is_some();
+                    self.settle_rollback(&mut state)?;
+                    if ended && state.nonce.is_none() {
+                        self.shared.log.sync()?;
+                    }
+                    match &state.journal {
+                        Some(journal) => Arc::clone(journal),
+                        None => Arc::new(File::open(&path).map_err(DbError::io("open", &path))?),
+                    }
+                }
+                FileKind::Wal => match &state.wal_file {
+                    Some(wal) => Arc::clone(wal),
+                    None => Arc::new(File::open(&path).map_err(DbError::io("open", &path))?),
+                },
+                FileKind::Shm => return Ok(()),
+            }
+        };
+        if kind == FileKind::Database {
+            self.shared.log.sync()?;
+        }
+        self.shared.faults.pass("db.sync").map_err(DbError::io("sync", &path))?;
+        file.sync_data().map_err(DbError::io("sync", path))
+    }
+
+    /// A handle of a file is closed (close(2)): a journal that PERSIST ended is seen.
+    pub fn flush(&self, kind: FileKind) -> Result<(), DbError> {
+        match kind {
+            FileKind::Journal => self.settle_rollback(&mut self.lock()),
+            FileKind::Database | FileKind::Wal | FileKind::Shm => Ok(()),
+        }
+    }
+
+    /// Unlinks a file. Of the journal: the commit. Of the database: the drop.
+    pub fn remove(&self, kind: FileKind) -> Result<(), DbError> {
+        let path = self.path(kind);
+        if kind != FileKind::Journal {
+            self.barrier()?;
+        }
+        let mut state = self.lock();
+        match kind {
+            FileKind::Database => return self.drop_database(&mut state),
+            FileKind::Journal => {
+                if state.nonce.is_some() {
+                    self.commit_rollback(&mut state)?;
+                }
+                state.journal = None;
+            }
+            FileKind::Wal => {
+                state.wal = None;
+                state.wal_file = None;
+                state.wal_sealed = false;
+                self.has_wal.store(false, Ordering::Release);
+            }
+            FileKind::Shm => {
+                // The last connection deletes it before the WAL, after its checkpoint:
+                // frames that were never published must not count from here on.
+                state.wal_sealed = state.wal.is_some();
+            }
+        }
+        self.handles().remove(&kind);
+        fs::remove_file(&path).map_err(DbError::io("remove", &path))?;
+        drop(state);
+        self.shared.faults.pass("db.removed").map_err(DbError::io("remove", path))
+    }
+
+    fn drop_database(&self, state: &mut State) -> Result<(), DbError> {
+        if !self.shared.writable() {
+            return Err(self.read_only());
+        }
+        let path = self.path(FileKind::Database);
+        if let (true, Some(size)) = (state.pages > 0, state.page_size) {
+            let facts = Facts {
+                db: self.name.clone(),
+                pre: state.pos,
+                commit: 0,
+                timestamp: self.shared.clock.now(),
+                wal: None,
+                journal: 0,
+            };
+            let builder = Builder::new(&self.shared, crate::words::Checksum::EMPTY, size);
+            if let Some(change) = builder.finish(facts, state.pages)? {
+                self.commit_change(state, &change, true)?;
+            }
+        }
+        state.exists = false;
+        state.whole = true;
+        state.file = None;
+        state.nonce = None;
+        state.prepared = None;
+        state.wal = None;
+        state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))?;
+        self.shared.log.sync()?;
+        fs::remove_file(&path).map_err(DbError::io("remove", path))
+    }
+
+    /// A handle is gone. When the last one that wrote a copied-in database closes, the
+    /// copy is captured.
+    pub fn close(&self, kind: FileKind, last: bool, wrote: bool) {
+        if kind != FileKind::Database || !last || !wrote {
+            return;
+        }
+        let mut state = self.lock();
+        let copied_in = state.exists && state.whole && state.nonce.is_none() && !self.has_sidecar();
+        if copied_in && let Err(error) = self.commit_rollback(&mut state) {
+            tracing::error!(db = %self.name, %error, "capturing a copied-in database failed: it is not archived; copy it again");
+        }
+    }
+
+    /// Whether a journal or WAL with content lies beside the database.
+    fn has_sidecar(&self) -> bool {
+        [FileKind::Journal, FileKind::Wal]
+            .into_iter()
+            .any(|kind| fs::metadata(self.path(kind)).is_ok_and(|file| file.len() > 0))
+    }
+
+    /// Captures what is committed.
+    pub fn capture(&self) -> Result<Captured, DbError> {
+        if self.has_wal.load(Ordering::Acquire) {
+            return self.capture_wal(false);
+        }
+        self.settle_rollback(&mut self.lock())?;
+        Ok(Captured::Settled)
+    }
+
+    /// Sets mode and owner of a file.
+    pub fn set_attributes(
+        &self,
+        kind: FileKind,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> Result<(), DbError> {
+        let path = self.path(kind);
+        let set = || -> io::Result<()> {
+            if uid.is_some() || gid.is_some() {
+                std::os::unix::fs::chown(&path, uid, gid)?;
+            }
+            match mode {
+                Some(mode) => fs::set_permissions(&path, Permissions::from_mode(mode & 0o7777)),
+                None => Ok(()),
+            }
+        };
+        set().map_err(DbError::io("change attributes of", &path))
+    }
+}

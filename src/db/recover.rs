@@ -1,0 +1,410 @@
+//! Opening a database: what a killed daemon or a loss of power left becomes a
+//! database file at a captured position. The work follows the log's tail, the journal
+//! and the WAL, never the size of the database. No application is there yet.
+//!
+//! Order: the log's tail gives the position and the page checksums; a hot journal is
+//! played back (file format §3.2); after a loss of power the tail's pages are written
+//! again; what the database file has beyond the position is captured; the WAL's
+//! further transactions are captured and all of it is copied into the database file.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use super::database::State;
+use super::dirty::Dirty;
+use super::log::WalEnd;
+use super::saved::{Saved, sync_dir};
+use super::sums::Sums;
+use super::wal::WalTrack;
+use super::{Batch, Committed, Database, DbError, FileKind, Paths, ScannedChange, Shared};
+use crate::sqlite::wal::{Authority, WalHeader, checksum, next_transaction};
+use crate::sqlite::{header, journal};
+use crate::words::{DbName, PageSize, Pgno};
+
+/// What the log holds of one database.
+#[derive(Debug, Default)]
+pub struct Tail {
+    /// Its committed change sets, in order.
+    pub committed: Vec<ScannedChange>,
+    /// One that was prepared after the last commit.
+    pub prepared: Option<ScannedChange>,
+}
+
+/// How the last run ended, as far as local files are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// The same boot of the machine: nothing that was written is lost.
+    SameBoot,
+    /// Another boot: what was not fsynced may be lost.
+    Reboot,
+}
+
+impl Database {
+    /// Opens database `name` and makes its files consistent. `super_journal` tells
+    /// whether a super-journal is still there.
+    pub fn recover(
+        name: DbName,
+        shared: Arc<Shared>,
+        tail: Tail,
+        since: Since,
+        super_journal: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<Database, DbError> {
+        let paths = Paths::new(&shared.root, &name);
+        let saved = Saved::read(&paths.state())?;
+        let sums = Sums::open(paths.sums(), saved.pages).map_err(DbError::io("open", paths.sums()))?;
+        let dirty = Dirty::open(paths.dirty()).map_err(DbError::io("read", paths.dirty()))?;
+        let exists = paths.file(FileKind::Database).exists();
+        let whole = saved.pages == 0;
+        let state = State {
+            pos: saved.pos,
+            page_size: saved.page_size,
+            pages: saved.pages,
+            exists,
+            file: None,
+            journal: None,
+            sums,
+            dirty,
+            nonce: None,
+            whole,
+            prepared: None,
+            wal_file: None,
+            wal: None,
+            wal_sealed: false,
+            unsaved: false,
+            log_from: saved.log_from,
+            incomplete: saved.incomplete,
+            recorder: None,
+        };
+        let database = Database {
+            name,
+            paths,
+            shared,
+            state: Mutex::new(state),
+            capturing: Mutex::new(()),
+            imaging: Mutex::new(()),
+            has_wal: AtomicBool::new(false),
+            handles: Mutex::new(HashMap::new()),
+        };
+        database.recover_files(&saved, tail, since, super_journal)?;
+        Ok(database)
+    }
+
+    fn recover_files(
+        &self,
+        saved: &Saved,
+        mut tail: Tail,
+        since: Since,
+        super_journal: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<(), DbError> {
+        let state = &mut *self.lock();
+        let mut wal_end = saved.wal_end();
+        tail.committed
+            .retain(|change| change.meta.post.txid > saved.pos.txid && change.place >= saved.log_from);
+        tail.prepared = tail.prepared.filter(|change| change.place >= saved.log_from);
+        if saved.incomplete {
+            return self.leave_incomplete(state);
+        }
+        for change in &tail.committed {
+            self.replay_facts(state, change)?;
+            wal_end = change.meta.wal.or(wal_end);
+        }
+        self.fence()?;
+        if !self.check_presence(state)? {
+            return Ok(());
+        }
+        let last_nonce = tail.committed.last().map_or(0, |change| change.meta.journal);
+        let rolled_back = self.recover_journal(state, last_nonce, super_journal)?;
+        if let Some(prepared) = tail.prepared.take()
+            && since == Since::Reboot
+            && !rolled_back
+            && prepared.meta.pre == state.pos
+        {
+            // Its journal is gone for good, so it was committed; only the mark is lost.
+            let mut batch = Batch::new();
+            batch.commit(&self.name, prepared.meta.post);
+            self.shared.log.append(&batch)?;
+            self.replay_facts(state, &prepared)?;
+            self.announce(&prepared);
+            tail.committed.push(prepared);
+        }
+        if since == Since::Reboot {
+            self.redo(state, &tail.committed)?;
+        }
+        if !state.whole
+            && let Some(built) = self.build_rollback(state)?
+        {
+            self.commit_change(state, &built.change, built.afresh)?;
+        }
+        state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))?;
+        self.recover_wal(state, wal_end)?;
+        self.check_size(state)
+    }
+
+    /// Between two positions: only the archive's head can complete it.
+    fn leave_incomplete(&self, state: &mut State) -> Result<(), DbError> {
+        for kind in [FileKind::Journal, FileKind::Wal, FileKind::Shm] {
+            remove_if_there(&self.path(kind)).map_err(DbError::io("remove", self.path(kind)))?;
+        }
+        state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))
+    }
+
+    /// Enters a change set of the log.
+    fn replay_facts(&self, state: &mut State, change: &ScannedChange) -> Result<(), DbError> {
+        let meta = &change.meta;
+        if meta.pre != state.pos {
+            return Err(self.damaged(format!(
+                "its change log goes from {} to {}, but the database stands at {}; move the data directory aside \
+                 and start again: the node then restores from the archive",
+                meta.pre, meta.post, state.pos
+            )));
+        }
+        if meta.commit == 0 {
+            state.sums.clear();
+        }
+        for pgno in (meta.commit.saturating_add(1)..=state.pages).filter_map(Pgno::new) {
+            state.sums.set(pgno, None);
+        }
+        state.sums.set(meta.page_size.lock_page(), None);
+        for (pgno, sum) in &change.pages {
+            state.sums.set(*pgno, Some(*sum));
+        }
+        state.pos = meta.post;
+        state.page_size = Some(meta.page_size);
+        state.pages = meta.commit;
+        state.whole = meta.commit == 0;
+        state.unsaved = true;
+        Ok(())
+    }
+
+    fn announce(&self, change: &ScannedChange) {
+        self.shared.listener.committed(Committed {
+            place: change.place,
+            meta: change.meta.clone(),
+            pages: change.pages.len() as u32,
+        });
+    }
+
+    /// Whether there is a database file to recover.
+    fn check_presence(&self, state: &mut State) -> Result<bool, DbError> {
+        let path = self.path(FileKind::Database);
+        if state.exists && state.pages == 0 && state.pos.txid.get() > 0 {
+            // Dropped, but for the unlink.
+            fs::remove_file(&path).map_err(DbError::io("remove", &path))?;
+            state.exists = false;
+        }
+        if !state.exists && state.pages > 0 {
+            return Err(self.damaged(format!(
+                "its file {} is gone; put it back, or move the data directory aside and start again: the node then \
+                 restores from the archive",
+                path.display()
+            )));
+        }
+        Ok(state.exists)
+    }
+
+    /// Plays back a hot journal; true if it did. Its pages are dirty then.
+    fn recover_journal(
+        &self,
+        state: &mut State,
+        last_nonce: u32,
+        super_journal: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<bool, DbError> {
+        let path = self.path(FileKind::Journal);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(DbError::io("open", path)(source)),
+        };
+        let read = DbError::io("read", path.clone());
+        let len = file.metadata().map_err(DbError::io("read", &path))?.len();
+        let Some(head) = journal::Header::read(&file).map_err(read)? else {
+            return Ok(false);
+        };
+        let committed = last_nonce != 0 && head.nonce == last_nonce;
+        let superseded = journal::super_journal(&file, len)
+            .map_err(DbError::io("read", &path))?
+            .is_some_and(|name| !super_journal(&name));
+        let hot = !committed && !superseded;
+        if hot {
+            self.play_back(state, &file, len, head.page_size)?;
+        }
+        fs::remove_file(&path).map_err(DbError::io("remove", &path))?;
+        sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
+        Ok(hot)
+    }
+
+    fn play_back(
+        &self,
+        state: &mut State,
+        file: &File,
+        len: u64,
+        stated: Option<PageSize>,
+    ) -> Result<(), DbError> {
+        let path = self.path(FileKind::Database);
+        let Some(size) = stated.or(state.page_size) else { return Ok(()) };
+        let database = self.database_file(state)?;
+        let playback = journal::Playback::open(file, len, size);
+        let Some(mut playback) = playback.map_err(DbError::io("read", self.path(FileKind::Journal)))? else {
+            return Ok(());
+        };
+        let size = playback.page_size();
+        let mut page = Vec::new();
+        while let Some(record) =
+            playback.next_record(&mut page).map_err(DbError::io("read", self.path(FileKind::Journal)))?
+        {
+            database.write_all_at(&page, size.offset_of(record.pgno)).map_err(DbError::io("write", &path))?;
+            if state.page_size == Some(size) {
+                state.dirty.insert(record.pgno).map_err(DbError::io("write", self.paths.dirty()))?;
+            }
+        }
+        let original = u64::from(playback.pages()) * u64::from(size.get());
+        database.set_len(original).map_err(DbError::io("truncate", &path))?;
+        database.sync_data().map_err(DbError::io("sync", &path))
+    }
+
+    /// Writes the pages of the log's tail into the database file again.
+    fn redo(&self, state: &mut State, changes: &[ScannedChange]) -> Result<(), DbError> {
+        let (path, Some(size)) = (self.path(FileKind::Database), state.page_size) else { return Ok(()) };
+        if changes.is_empty() || state.pages == 0 {
+            return Ok(());
+        }
+        let database = self.database_file(state)?;
+        let mut page = Vec::new();
+        for change in changes {
+            let stored = self.shared.log.read(change.place)?;
+            let size = stored.meta.page_size;
+            for (index, (pgno, _)) in stored.pages.iter().enumerate() {
+                stored.page(index, &mut page)?;
+                database.write_all_at(&page, size.offset_of(*pgno)).map_err(DbError::io("write", &path))?;
+            }
+            let len = u64::from(stored.meta.commit) * u64::from(size.get());
+            database.set_len(len).map_err(DbError::io("truncate", &path))?;
+        }
+        let len = u64::from(state.pages) * u64::from(size.get());
+        database.set_len(len).map_err(DbError::io("truncate", &path))?;
+        database.sync_data().map_err(DbError::io("sync", &path))
+    }
+
+    /// An application may have survived the daemon, with WAL and wal-index still open
+    /// through passthrough: a wal-index of an unknown version makes its next
+    /// transaction fail (wal.c: SQLITE_CANTOPEN) instead of vanishing.
+    fn fence(&self) -> Result<(), DbError> {
+        const UNKNOWN_VERSION: u32 = 1;
+        let path = self.path(FileKind::Shm);
+        let file = match OpenOptions::new().write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(DbError::io("open", path)(source)),
+        };
+        let mut copy = [0; 48];
+        copy[0..4].copy_from_slice(&UNKNOWN_VERSION.to_ne_bytes());
+        copy[12] = 1;
+        let sum = checksum(cfg!(target_endian = "big"), &copy[..40], [0, 0]);
+        copy[40..44].copy_from_slice(&sum[0].to_ne_bytes());
+        copy[44..48].copy_from_slice(&sum[1].to_ne_bytes());
+        file.write_all_at(&[copy, copy].concat(), 0).map_err(DbError::io("write", path))
+    }
+
+    /// Captures what the WAL has beyond `captured`, copies it into the database file,
+    /// and removes WAL and wal-index.
+    fn recover_wal(&self, state: &mut State, captured: Option<WalEnd>) -> Result<(), DbError> {
+        let path = self.path(FileKind::Wal);
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => Arc::new(file),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return self.remove_wal(),
+            Err(source) => return Err(DbError::io("open", path)(source)),
+        };
+        if let Some(header) = WalHeader::read(&*file).map_err(DbError::io("read", &path))? {
+            state.wal_file = Some(Arc::clone(&file));
+            let known = captured.filter(|end| end.salt == header.salt).map_or(0, |end| end.frame);
+            let start = header.after(&*file, known).map_err(DbError::io("read", &path))?;
+            // A known frame that is not there was lost with the power: the log had it.
+            if let Some(start) = start {
+                state.wal = Some(WalTrack::new(header, start, state.pages));
+                self.capture_chain(state, &file, &header)?;
+                self.copy_frames(state, &file, &header)?;
+            }
+            state.wal = None;
+            state.wal_file = None;
+        }
+        self.remove_wal()
+    }
+
+    fn capture_chain(&self, state: &mut State, file: &File, header: &WalHeader) -> Result<(), DbError> {
+        while let Some(track) = &state.wal {
+            let next = next_transaction(file, header, track.end, Authority::Chain);
+            match next.map_err(|error| self.wal_error(error))? {
+                Some(transaction) => self.capture_transaction(state, file, &transaction)?,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The checkpoint: the newest content of every captured frame's page.
+    fn copy_frames(&self, state: &mut State, file: &File, header: &WalHeader) -> Result<(), DbError> {
+        let path = self.path(FileKind::Database);
+        let frames = state.wal.as_ref().map_or(0, |track| track.end.frames);
+        if frames == 0 {
+            return Ok(());
+        }
+        let database = self.database_file(state)?;
+        let mut page = vec![0; header.page_size.len()];
+        let mut offsets: Vec<(u32, u64)> = self.frame_offsets(file, header, frames)?.into_iter().collect();
+        offsets.sort_unstable();
+        for (pgno, offset) in offsets {
+            let Some(pgno) = Pgno::new(pgno).filter(|pgno| pgno.get() <= state.pages) else { continue };
+            file.read_exact_at(&mut page, offset).map_err(DbError::io("read", self.path(FileKind::Wal)))?;
+            database
+                .write_all_at(&page, header.page_size.offset_of(pgno))
+                .map_err(DbError::io("write", &path))?;
+        }
+        let len = u64::from(state.pages) * u64::from(header.page_size.get());
+        database.set_len(len).map_err(DbError::io("truncate", &path))?;
+        database.sync_data().map_err(DbError::io("sync", &path))?;
+        self.shared.faults.pass("recover.checkpointed").map_err(DbError::io("write", path))
+    }
+
+    fn remove_wal(&self) -> Result<(), DbError> {
+        for kind in [FileKind::Wal, FileKind::Shm] {
+            remove_if_there(&self.path(kind)).map_err(DbError::io("remove", self.path(kind)))?;
+        }
+        Ok(())
+    }
+
+    /// A database file that somebody changed while the node was down is refused, as
+    /// far as size and first page show it.
+    fn check_size(&self, state: &mut State) -> Result<(), DbError> {
+        let Some(size) = state.page_size.filter(|_| !state.whole) else { return Ok(()) };
+        let path = self.path(FileKind::Database);
+        let database = self.database_file(state)?;
+        let len = database.metadata().map_err(DbError::io("read", &path))?.len();
+        let mut page = vec![0; size.len()];
+        Self::read_page(&database, size, Pgno::FIRST, &mut page).map_err(DbError::io("read", &path))?;
+        let sum = crate::words::PageSum::of(Pgno::FIRST, &page);
+        let stated = state.sums.get(Pgno::FIRST).map_err(DbError::io("read", self.paths.sums()))?;
+        if len.div_ceil(u64::from(size.get())) == u64::from(state.pages) && stated == Some(sum) {
+            return Ok(());
+        }
+        Err(self.damaged(format!(
+            "{} is not what was captured at {}: it was changed while the node was down ({} bytes, header {}); move \
+             the data directory aside and start again: the node then restores from the archive (to keep the changed \
+             file, import it with litefs import afterwards)",
+            path.display(),
+            state.pos,
+            len,
+            if header::is_database(&page) { "readable" } else { "not readable" }
+        )))
+    }
+}
+
+pub(super) fn remove_if_there(path: &Path) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

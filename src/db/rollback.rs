@@ -1,0 +1,187 @@
+//! Capture in the rollback modes. The commit is the journal's end: unlinked,
+//! truncated, or its header zeroed (file format §3; a zeroed header is seen at the
+//! next request, since the journal itself is in passthrough). The changed pages are
+//! those written to the database file since: SQLite does not journal free leaf pages
+//! that it uses again, so the journal's own list would miss them.
+
+use std::fs::File;
+
+use super::change::{Builder, Change, Facts};
+use super::database::{Prepared, State, old_sum};
+use super::{Batch, Database, DbError, FileKind, Kind};
+use crate::sqlite::{ReadAt, header, journal};
+use crate::words::{PageSize, Pgno};
+
+/// Bytes of a journal's header that matter (file format §3: 28 bytes).
+const JOURNAL_HEADER: usize = 28;
+
+/// A change set with what it does to the database's shape.
+pub(super) struct Built {
+    pub change: Change,
+    pub afresh: bool,
+}
+
+impl Database {
+    /// The nonce of the journal that is in force; `None` if there is no valid one.
+    pub(super) fn journal_nonce(&self, state: &State) -> Result<Option<u32>, DbError> {
+        let Some(journal) = &state.journal else { return Ok(None) };
+        let mut bytes = [0; JOURNAL_HEADER];
+        let len =
+            journal.read_upto(&mut bytes, 0).map_err(DbError::io("read", self.path(FileKind::Journal)))?;
+        Ok(journal::Header::parse(&bytes[..len]).map(|header| header.nonce))
+    }
+
+    /// Before a change of the database file in a rollback mode: captures a
+    /// transaction whose end was not seen, refuses a change that no journal covers.
+    pub(super) fn before_rollback_write(&self, state: &mut State) -> Result<(), DbError> {
+        let nonce = self.journal_nonce(state)?;
+        if state.nonce.is_some() && state.nonce != nonce {
+            self.commit_rollback(state)?;
+        }
+        if nonce.is_none() && !state.whole {
+            tracing::error!(db = %self.name, "refused an unjournaled change: journal_mode MEMORY and OFF have no commit point");
+            return Err(DbError::Unjournaled { db: self.name.clone() });
+        }
+        state.nonce = nonce;
+        state.prepared = None;
+        Ok(())
+    }
+
+    /// Notes that the bytes are about to change.
+    pub(super) fn mark_dirty(&self, state: &mut State, offset: u64, len: u64) -> Result<(), DbError> {
+        let (Some(size), false) = (state.page_size, state.whole) else { return Ok(()) };
+        let last = size.page_at(offset + len.max(1) - 1);
+        let mut next = size.page_at(offset);
+        while let Some(pgno) = next.filter(|pgno| Some(*pgno) <= last || last.is_none()) {
+            state.dirty.insert(pgno).map_err(DbError::io("write", self.paths.dirty()))?;
+            if let Some(recorder) = &mut state.recorder {
+                recorder.written.insert(pgno);
+            }
+            next = pgno.get().checked_add(1).and_then(Pgno::new);
+        }
+        Ok(())
+    }
+
+    /// Whether something waits for its journal's end.
+    fn pending(state: &State) -> bool {
+        state.whole || !state.dirty.is_empty() || state.prepared.is_some()
+    }
+
+    /// Captures the pending transaction if its journal has ended.
+    pub(super) fn settle_rollback(&self, state: &mut State) -> Result<(), DbError> {
+        if state.nonce.is_some() && self.journal_nonce(state)? != state.nonce {
+            self.commit_rollback(state)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the pending transaction into the log, so that its commit needs no more
+    /// than a mark: called at the fsync of the database file that SQLite makes before
+    /// it ends the journal.
+    pub(super) fn prepare_rollback(&self, state: &mut State) -> Result<(), DbError> {
+        if state.prepared.is_some() || !Self::pending(state) || state.nonce.is_none() {
+            return Ok(());
+        }
+        let Some(built) = self.build_rollback(state)? else { return Ok(()) };
+        let mut batch = Batch::new();
+        built.change.encode(Kind::Prepared, &mut batch);
+        let places = self.shared.log.append(&batch)?;
+        let place = places.first().copied().unwrap_or_default();
+        state.prepared = Some(Prepared { change: built.change, place, afresh: built.afresh });
+        Ok(())
+    }
+
+    /// The commit: what was written since the last one becomes a transaction.
+    pub(super) fn commit_rollback(&self, state: &mut State) -> Result<(), DbError> {
+        self.shared.faults.pass("capture.commit").map_err(DbError::io("capture", self.paths.dir()))?;
+        if let Some(prepared) = state.prepared.take() {
+            let mut batch = Batch::new();
+            batch.commit(&self.name, prepared.change.meta.post);
+            if let Err(error) = self.shared.log.append(&batch) {
+                state.prepared = Some(prepared);
+                return Err(error.into());
+            }
+            self.enter(state, &prepared.change, prepared.place, prepared.afresh);
+        } else if Self::pending(state)
+            && let Some(built) = self.build_rollback(state)?
+        {
+            self.commit_change(state, &built.change, built.afresh)?;
+        }
+        self.shared.faults.pass("capture.committed").map_err(DbError::io("capture", self.paths.dir()))?;
+        state.nonce = None;
+        state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))
+    }
+
+    /// The page size that the file now has: its header's, else what it had, else
+    /// what the journal says (an encrypted database has no readable header).
+    fn page_size_now(&self, state: &State, file: &File) -> Result<Option<PageSize>, DbError> {
+        let mut bytes = [0; header::HEADER_LEN];
+        let len =
+            file.read_upto(&mut bytes, 0).map_err(DbError::io("read", self.path(FileKind::Database)))?;
+        if let Some(header) = header::Header::parse(&bytes[..len]) {
+            return Ok(Some(header.page_size));
+        }
+        if state.page_size.is_some() {
+            return Ok(state.page_size);
+        }
+        let Some(journal) = &state.journal else { return Ok(None) };
+        let mut bytes = [0; JOURNAL_HEADER];
+        let len =
+            journal.read_upto(&mut bytes, 0).map_err(DbError::io("read", self.path(FileKind::Journal)))?;
+        Ok(journal::Header::parse(&bytes[..len]).and_then(|header| header.page_size))
+    }
+
+    /// The pending change set; `None` if nothing changed, or if the file is no
+    /// database whose pages can be told.
+    pub(super) fn build_rollback(&self, state: &mut State) -> Result<Option<Built>, DbError> {
+        let path = self.path(FileKind::Database);
+        let file = self.database_file(state)?;
+        let len = file.metadata().map_err(DbError::io("read", &path))?.len();
+        let Some(size) = self.page_size_now(state, &file)? else {
+            if len > 0 {
+                tracing::warn!(db = %self.name, "not a SQLite database as far as can be told: kept here only, not archived");
+            }
+            return Ok(None);
+        };
+        let commit = u32::try_from(len.div_ceil(u64::from(size.get())))
+            .map_err(|_| self.damaged("it has more than 2^32 pages"))?;
+        let afresh = state.whole || state.page_size != Some(size);
+        if commit == 0 && state.pos.txid.get() == 0 {
+            return Ok(None);
+        }
+        let before = if afresh { crate::words::Checksum::EMPTY } else { state.pos.checksum };
+        let mut builder = Builder::new(&self.shared, before, size);
+        let mut page = vec![0; size.len()];
+        let mut add = |builder: &mut Builder<'_>, pgno| {
+            let old = if afresh { None } else { old_sum(&state.sums, pgno, || self.paths.sums())? };
+            Self::read_page(&file, size, pgno, &mut page).map_err(DbError::io("read", &path))?;
+            builder.page(pgno, old, &page)
+        };
+        if afresh {
+            for pgno in Pgno::up_to(commit) {
+                add(&mut builder, pgno)?;
+            }
+        } else {
+            let inside = state.pages.min(commit);
+            for pgno in state.dirty.pages().iter().take_while(|pgno| pgno.get() <= inside) {
+                add(&mut builder, *pgno)?;
+            }
+            for pgno in (state.pages.saturating_add(1)..=commit).filter_map(Pgno::new) {
+                add(&mut builder, pgno)?;
+            }
+            for pgno in (commit.saturating_add(1)..=state.pages).filter_map(Pgno::new) {
+                builder.remove(old_sum(&state.sums, pgno, || self.paths.sums())?);
+            }
+        }
+        let facts = Facts {
+            db: self.name.clone(),
+            pre: state.pos,
+            commit,
+            timestamp: self.shared.clock.now(),
+            wal: None,
+            journal: state.nonce.unwrap_or(0),
+        };
+        let change = builder.finish(facts, if afresh { 0 } else { state.pages })?;
+        Ok(change.map(|change| Built { change, afresh }))
+    }
+}

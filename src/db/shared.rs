@@ -1,0 +1,85 @@
+//! What all databases of a node share: the log, the clock, the mount, whether this
+//! node may write, and who is told of a commit. Must not know which databases exist.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::{ChangeLog, ChangeMeta, OwnMount, Place};
+use crate::words::{Clock, Faults};
+
+/// A captured transaction, as those who wait for commits are told of it.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// Where the log has it.
+    pub place: Place,
+    /// Its facts.
+    pub meta: ChangeMeta,
+    /// How many pages it has.
+    pub pages: u32,
+}
+
+/// Is told of every captured transaction, in commit order per database, by the
+/// thread that captured it and while the database is locked: must return at once and
+/// must not call the database.
+pub trait CommitListener: Send + Sync {
+    /// A transaction was captured.
+    fn committed(&self, committed: Committed);
+}
+
+/// What all databases of a node share.
+pub struct Shared {
+    /// `<data>/dbs`.
+    pub root: PathBuf,
+    /// The change log.
+    pub log: ChangeLog,
+    /// Wall time for change sets.
+    pub clock: Arc<dyn Clock>,
+    /// Fail points.
+    pub faults: Faults,
+    /// Who is told of commits.
+    pub listener: Arc<dyn CommitListener>,
+    own: RwLock<Option<Arc<dyn OwnMount>>>,
+    writable: AtomicBool,
+}
+
+impl Shared {
+    /// A node's shared parts; no mount yet, and not writable.
+    pub fn new(
+        root: PathBuf,
+        log: ChangeLog,
+        clock: Arc<dyn Clock>,
+        faults: Faults,
+        listener: Arc<dyn CommitListener>,
+    ) -> Shared {
+        Shared {
+            root,
+            log,
+            clock,
+            faults,
+            listener,
+            own: RwLock::default(),
+            writable: AtomicBool::new(false),
+        }
+    }
+
+    /// The mount, while there is one.
+    pub fn own(&self) -> Option<Arc<dyn OwnMount>> {
+        self.own.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets or takes away the mount.
+    pub fn set_own(&self, own: Option<Arc<dyn OwnMount>>) {
+        *self.own.write().unwrap_or_else(PoisonError::into_inner) = own;
+    }
+
+    /// Whether applications may write here.
+    pub fn writable(&self) -> bool {
+        self.writable.load(Ordering::Acquire)
+    }
+
+    /// Sets whether applications may write here.
+    pub fn set_writable(&self, writable: bool) {
+        self.writable.store(writable, Ordering::Release);
+    }
+}

@@ -1,0 +1,307 @@
+//! Capture in WAL mode. A commit is what the wal-index publishes, not a commit frame
+//! on disk: a writer killed in between leaves frames that the next one overwrites, and
+//! SQLite 3.40.1 breaks the chain of checksums after a spilled ROLLBACK TO. The chain
+//! decides only where no application has a wal-index (EXCLUSIVE mode, or nobody there).
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use super::change::{Builder, Facts};
+use super::database::{State, old_sum};
+use super::log::WalEnd;
+use super::{Captured, Database, DbError, FileKind, Place, WalIndex};
+use crate::sqlite::wal::{
+    Authority, Cursor, FRAME_HEADER_LEN, FrameHeader, Transaction, WalError, WalHeader, next_transaction,
+};
+use crate::sqlite::{ReadAt, wal_index};
+use crate::words::{PageSize, Pgno};
+
+/// One generation of a WAL (between two restarts) as far as it was captured.
+pub(super) struct WalTrack {
+    pub header: WalHeader,
+    pub end: Cursor,
+    /// Size in pages before the first transaction.
+    base: u32,
+    transactions: Vec<Captive>,
+    /// Where the log has the transactions of this generation.
+    places: Vec<Place>,
+    pages: HashSet<u32>,
+}
+
+/// A captured transaction: its last frame, the size after it, its pages.
+struct Captive {
+    end: u32,
+    commit: u32,
+    pages: Vec<u32>,
+}
+
+/// What the mount said before a capture.
+struct Observation {
+    /// A process holds the write lock.
+    locked: bool,
+    /// The wal-index; `Some(None)`: no application has one; `None`: it cannot be
+    /// believed now.
+    index: Option<Option<wal_index::WalIndex>>,
+}
+
+impl WalTrack {
+    pub fn new(header: WalHeader, end: Cursor, base: u32) -> WalTrack {
+        WalTrack { header, end, base, transactions: Vec::new(), places: Vec::new(), pages: HashSet::new() }
+    }
+
+    /// Notes where the log has a transaction of this generation.
+    pub fn place(&mut self, place: Place) {
+        self.places.push(place);
+    }
+
+    /// Where the log has what the database file may lack.
+    pub fn places(&self) -> Vec<Place> {
+        self.places.clone()
+    }
+
+    /// Whether a captured frame holds this page: a write of it to the database file
+    /// is a checkpoint's.
+    pub fn has(&self, pgno: Pgno) -> bool {
+        self.pages.contains(&pgno.get())
+    }
+}
+
+/// How long a barrier waits for a wal-index header that is being written: a publish
+/// is two copies of 48 bytes.
+const TORN_TRIES: u32 = 10_000;
+
+impl Database {
+    /// The WAL, if there is one.
+    fn wal_file(&self, state: &mut State) -> Result<Option<Arc<File>>, DbError> {
+        if state.wal_file.is_none() {
+            match OpenOptions::new().read(true).write(true).open(self.path(FileKind::Wal)) {
+                Ok(file) => state.wal_file = Some(Arc::new(file)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(DbError::io("open", self.path(FileKind::Wal))(source)),
+            }
+        }
+        Ok(state.wal_file.clone())
+    }
+
+    /// Captures what was committed through the WAL. A `barrier` comes before frames
+    /// can go: it does not ask whether a writer is at work. The mount is asked before
+    /// the state is locked, since its answers may need a thread that waits for it.
+    pub(super) fn capture_wal(&self, barrier: bool) -> Result<Captured, DbError> {
+        let _one_at_a_time = self.capturing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let seen = self.observe(barrier)?;
+        let mut state = self.lock();
+        self.capture_frames(&mut state, &seen)?;
+        Ok(if seen.locked { Captured::Again } else { Captured::Settled })
+    }
+
+    /// What the mount says of the wal-index now.
+    fn observe(&self, barrier: bool) -> Result<Observation, DbError> {
+        let Some(own) = self.shared.own() else {
+            return Ok(Observation { locked: false, index: Some(None) });
+        };
+        let shm = || self.path(FileKind::Shm);
+        // Asked first: a lock that is free before the header is read makes the header
+        // final for this wake-up.
+        let locked =
+            !barrier && own.wal_write_locked(&self.name).map_err(DbError::io("ask for locks of", shm()))?;
+        for _ in 0..TORN_TRIES {
+            let bytes = match own.wal_index(&self.name).map_err(DbError::io("read", shm()))? {
+                WalIndex::Unused => return Ok(Observation { locked, index: Some(None) }),
+                WalIndex::Used(bytes) => bytes,
+            };
+            match wal_index::WalIndex::parse(&bytes[..]) {
+                Ok(index) => return Ok(Observation { locked, index: Some(Some(index)) }),
+                Err(wal_index::Unusable::Torn | wal_index::Unusable::Checksum) if barrier => {
+                    std::thread::yield_now()
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(Observation { locked, index: None })
+    }
+
+    fn capture_frames(&self, state: &mut State, seen: &Observation) -> Result<(), DbError> {
+        let path = self.path(FileKind::Wal);
+        let Some(file) = self.wal_file(state)? else { return Ok(()) };
+        let Some(header) = WalHeader::read(&*file).map_err(DbError::io("read", &path))? else {
+            state.wal = None;
+            return Ok(());
+        };
+        let authority = match seen.index {
+            Some(None) if !state.wal_sealed => Authority::Chain,
+            Some(Some(index)) if index.salt == header.salt => {
+                state.wal_sealed = false;
+                Authority::Index(index.frames)
+            }
+            // The wal-index and the WAL speak of different generations, or nobody will
+            // publish more of this one.
+            _ => return Ok(()),
+        };
+        if state.wal.as_ref().is_none_or(|track| track.header.salt != header.salt) {
+            state.wal = Some(WalTrack::new(header, header.start(), state.pages));
+        }
+        if let Authority::Index(frames) = authority {
+            self.rewind(state, &file, frames)?;
+        }
+        while let Some(track) = &state.wal {
+            let next = next_transaction(&*file, &header, track.end, authority);
+            match next.map_err(|error| self.wal_error(error))? {
+                Some(transaction) => self.capture_transaction(state, &file, &transaction)?,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn wal_error(&self, error: WalError) -> DbError {
+        match error {
+            WalError::Read { source, .. } => DbError::io("read", self.path(FileKind::Wal))(source),
+            contradiction => self.damaged(format!(
+                "{contradiction}; close the applications that use it, and start the node again"
+            )),
+        }
+    }
+
+    pub(super) fn capture_transaction(
+        &self,
+        state: &mut State,
+        file: &File,
+        transaction: &Transaction,
+    ) -> Result<(), DbError> {
+        let path = self.path(FileKind::Wal);
+        self.shared.faults.pass("capture.wal").map_err(DbError::io("capture", &path))?;
+        let Some(track) = &state.wal else { return Ok(()) };
+        let (header, size) = (track.header, track.header.page_size);
+        let mut builder = Builder::new(&self.shared, state.pos.checksum, size);
+        let mut page = vec![0; size.len()];
+        let holes = self.holes(state, transaction, size);
+        let mut all: Vec<(Pgno, Option<u64>)> =
+            transaction.pages.iter().map(|(pgno, offset)| (*pgno, Some(*offset))).collect();
+        if !holes.is_empty() {
+            all.extend(holes.into_iter().map(|pgno| (pgno, None)));
+            all.sort_unstable();
+        }
+        for (pgno, offset) in all {
+            let old = old_sum(&state.sums, pgno, || self.paths.sums())?;
+            match offset {
+                Some(offset) => file.read_exact_at(&mut page, offset).map_err(DbError::io("read", &path))?,
+                None => {
+                    let database = self.database_file(state)?;
+                    Self::read_page(&database, size, pgno, &mut page)
+                        .map_err(DbError::io("read", self.path(FileKind::Database)))?;
+                }
+            }
+            builder.page(pgno, old, &page)?;
+        }
+        for pgno in (transaction.commit.saturating_add(1)..=state.pages).filter_map(Pgno::new) {
+            builder.remove(old_sum(&state.sums, pgno, || self.paths.sums())?);
+        }
+        let end = transaction.end;
+        let facts = Facts {
+            db: self.name.clone(),
+            pre: state.pos,
+            commit: transaction.commit,
+            timestamp: self.shared.clock.now(),
+            wal: Some(WalEnd { salt: header.salt, frame: end.frames, sum: end.sum }),
+            journal: 0,
+        };
+        if let Some(change) = builder.finish(facts, state.pages)? {
+            self.commit_change(state, &change, false)?;
+        }
+        if let Some(track) = &mut state.wal {
+            track.end = end;
+            let pages: Vec<u32> = transaction.pages.iter().map(|(pgno, _)| pgno.get()).collect();
+            track.pages.extend(pages.iter().copied());
+            track.transactions.push(Captive { end: end.frames, commit: transaction.commit, pages });
+        }
+        Ok(())
+    }
+
+    /// Pages by which the database grew without a frame: SQLite writes no new page
+    /// that is free again at the commit.
+    fn holes(&self, state: &State, transaction: &Transaction, size: PageSize) -> Vec<Pgno> {
+        if transaction.commit <= state.pages {
+            return Vec::new();
+        }
+        let grown = transaction.commit - state.pages;
+        let present = transaction.pages.iter().filter(|(pgno, _)| pgno.get() > state.pages).count();
+        if present as u64 == u64::from(grown) {
+            return Vec::new();
+        }
+        let there: HashSet<u32> = transaction.pages.iter().map(|(pgno, _)| pgno.get()).collect();
+        (state.pages + 1..=transaction.commit)
+            .filter(|pgno| !there.contains(pgno))
+            .filter_map(Pgno::new)
+            .filter(|pgno| *pgno != size.lock_page())
+            .collect()
+    }
+
+    /// SQLite's own recovery may publish fewer frames than were committed before (a
+    /// chain that 3.40.1 broke): what it took back becomes a transaction of its own.
+    fn rewind(&self, state: &mut State, file: &File, frames: u32) -> Result<(), DbError> {
+        let Some(track) = state.wal.as_mut().filter(|track| frames < track.end.frames) else { return Ok(()) };
+        let header = track.header;
+        let keep = track.transactions.partition_point(|captive| captive.end <= frames);
+        let lost: BTreeSet<u32> =
+            track.transactions.drain(keep..).flat_map(|captive| captive.pages).collect();
+        let commit = track.transactions.last().map_or(track.base, |captive| captive.commit);
+        let after = header.after(file, frames).map_err(DbError::io("read", self.path(FileKind::Wal)))?;
+        track.end = after.ok_or_else(|| self.damaged("the wal is shorter than the wal-index says"))?;
+        track.pages = track.transactions.iter().flat_map(|captive| captive.pages.iter().copied()).collect();
+        let end = track.end;
+        tracing::warn!(db = %self.name, frames, "sqlite took back transactions of the wal: captured as a new one");
+        let offsets = self.frame_offsets(file, &header, frames)?;
+        let database = self.database_file(state)?;
+        let mut builder = Builder::new(&self.shared, state.pos.checksum, header.page_size);
+        let mut page = vec![0; header.page_size.len()];
+        let grown = state.pages.saturating_add(1)..=commit;
+        let pages: BTreeSet<u32> = lost.into_iter().chain(grown).filter(|pgno| *pgno <= commit).collect();
+        for pgno in pages.into_iter().filter_map(Pgno::new) {
+            match offsets.get(&pgno.get()) {
+                Some(offset) => file
+                    .read_exact_at(&mut page, *offset)
+                    .map_err(DbError::io("read", self.path(FileKind::Wal)))?,
+                None => Self::read_page(&database, header.page_size, pgno, &mut page)
+                    .map_err(DbError::io("read", self.path(FileKind::Database)))?,
+            }
+            builder.page(pgno, old_sum(&state.sums, pgno, || self.paths.sums())?, &page)?;
+        }
+        for pgno in (commit.saturating_add(1)..=state.pages).filter_map(Pgno::new) {
+            builder.remove(old_sum(&state.sums, pgno, || self.paths.sums())?);
+        }
+        let facts = Facts {
+            db: self.name.clone(),
+            pre: state.pos,
+            commit,
+            timestamp: self.shared.clock.now(),
+            wal: Some(WalEnd { salt: header.salt, frame: end.frames, sum: end.sum }),
+            journal: 0,
+        };
+        match builder.finish(facts, state.pages)? {
+            Some(change) => self.commit_change(state, &change, false),
+            None => Ok(()),
+        }
+    }
+
+    /// The newest content of each page in the first `frames` frames.
+    pub(super) fn frame_offsets(
+        &self,
+        file: &File,
+        header: &WalHeader,
+        frames: u32,
+    ) -> Result<HashMap<u32, u64>, DbError> {
+        let mut offsets = HashMap::new();
+        for frame in 1..=frames {
+            let at = header.frame_offset(frame);
+            let mut bytes = [0; FRAME_HEADER_LEN];
+            let len =
+                file.read_upto(&mut bytes, at).map_err(DbError::io("read", self.path(FileKind::Wal)))?;
+            if let Some(frame) = FrameHeader::parse(&bytes[..len]) {
+                offsets.insert(frame.pgno.get(), at + FRAME_HEADER_LEN as u64);
+            }
+        }
+        Ok(offsets)
+    }
+}

@@ -1,0 +1,134 @@
+//! The queue of captured transactions on their way to the archive and to whoever
+//! watches. Must not read the log.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::db::{CommitListener, Committed, Place, ScannedChange};
+use crate::words::DbName;
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Committed>,
+    /// Taken, and not yet reported as published.
+    taken: VecDeque<Committed>,
+    captured: u64,
+    woken: u64,
+}
+
+/// Captured transactions that wait to be published, in commit order.
+#[derive(Default)]
+pub struct Commits {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+impl CommitListener for Commits {
+    fn committed(&self, committed: Committed) {
+        let mut queue = self.lock();
+        queue.waiting.push_back(committed);
+        queue.captured += 1;
+        drop(queue);
+        self.changed.notify_all();
+    }
+}
+
+impl Commits {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the log held at start.
+    pub(super) fn preload(&self, changes: &[ScannedChange]) {
+        self.lock().waiting.extend(changes.iter().map(|change| Committed {
+            place: change.place,
+            meta: change.meta.clone(),
+            pages: change.pages.len() as u32,
+        }));
+    }
+
+    /// Leaves out what is not of the database's past, or of no database.
+    pub(super) fn forget_other_pasts(&self, log_from: impl Fn(&DbName) -> Option<Place>) {
+        self.lock()
+            .waiting
+            .retain(|commit| log_from(&commit.meta.db).is_some_and(|from| commit.place >= from));
+    }
+
+    /// Leaves out a database.
+    pub fn forget(&self, db: &DbName) {
+        self.lock().waiting.retain(|commit| commit.meta.db != *db);
+    }
+
+    /// Leaves out what `keep` does not want.
+    pub fn retain(&self, keep: impl Fn(&Committed) -> bool) {
+        self.lock().waiting.retain(keep);
+    }
+
+    /// Waits until something is there, `wake` is called, or `timeout` is over.
+    pub fn wait(&self, timeout: Option<Duration>) {
+        let queue = self.lock();
+        let woken = queue.woken;
+        let idle = |queue: &mut Queue| queue.waiting.is_empty() && queue.woken == woken;
+        match timeout {
+            Some(timeout) => drop(self.changed.wait_timeout_while(queue, timeout, idle)),
+            None => drop(self.changed.wait_while(queue, idle)),
+        }
+    }
+
+    /// Waits until nothing is left, neither waiting nor taken, or `timeout` is over;
+    /// true if nothing is left.
+    pub fn wait_empty(&self, timeout: Duration) -> bool {
+        let busy = |queue: &mut Queue| !(queue.waiting.is_empty() && queue.taken.is_empty());
+        let result = self.changed.wait_timeout_while(self.lock(), timeout, busy);
+        !result.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Ends the waits that are going on.
+    pub fn wake(&self) {
+        self.lock().woken += 1;
+        self.changed.notify_all();
+    }
+
+    /// Takes from the front while `fits` says so of the commit and how many were
+    /// taken before it.
+    pub fn take(&self, mut fits: impl FnMut(&Committed) -> bool) -> Vec<Committed> {
+        let mut queue = self.lock();
+        let mut taken = Vec::new();
+        while queue.waiting.front().is_some_and(&mut fits) {
+            let Some(commit) = queue.waiting.pop_front() else { break };
+            queue.taken.push_back(commit.clone());
+            taken.push(commit);
+        }
+        taken
+    }
+
+    /// What was taken is published.
+    pub fn published(&self) {
+        self.lock().taken.clear();
+        self.changed.notify_all();
+    }
+
+    /// How many are not published.
+    pub fn unpublished(&self) -> usize {
+        let queue = self.lock();
+        queue.waiting.len() + queue.taken.len()
+    }
+
+    /// How many of one database are not published.
+    pub fn unpublished_of(&self, db: &DbName) -> usize {
+        let queue = self.lock();
+        queue.waiting.iter().chain(&queue.taken).filter(|commit| commit.meta.db == *db).count()
+    }
+
+    /// Where the log has the oldest that is not published.
+    pub fn oldest(&self) -> Option<Committed> {
+        let queue = self.lock();
+        queue.taken.front().or(queue.waiting.front()).cloned()
+    }
+
+    /// How many were captured since the start.
+    pub fn captured(&self) -> u64 {
+        self.lock().captured
+    }
+}
