@@ -46,6 +46,13 @@ pub struct Payload<'a> {
     pub(super) bytes: &'a [u8],
 }
 
+impl Payload<'_> {
+    /// Its length in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 /// The longest payload that a page of this size can have: more is damage. LZ4 adds
 /// 1/255 and 16 bytes at most, its frame format headers, zstd less than either.
 pub(super) fn longest_payload(page_size: PageSize) -> u64 {

@@ -234,7 +234,12 @@ impl<R: Read> Decoder<R> {
     }
 
     /// As `finish`, and gives the index.
-    pub fn finish_with_index(mut self) -> Result<(Trailer, Index), LtxError> {
+    pub fn finish_with_index(self) -> Result<(Trailer, Index), LtxError> {
+        self.finish_with_size().map(|(trailer, index, _)| (trailer, index))
+    }
+
+    /// As `finish_with_index`, and gives the length of the file in bytes.
+    pub fn finish_with_size(mut self) -> Result<(Trailer, Index, u64), LtxError> {
         let mut page = Vec::new();
         while self.next_page(&mut page)?.is_some() {}
         let Decoder { mut source, header, mut digest, index, rolling, .. } = self;
@@ -259,7 +264,7 @@ impl<R: Read> Decoder<R> {
         if !source.at_end()? {
             return Err(source.damaged(Fault::Trailing));
         }
-        Ok((trailer, index))
+        Ok((trailer, index, source.offset))
     }
 }
 

@@ -70,6 +70,9 @@ pub enum Fault {
     /// A dropped database in a form that cannot say so.
     #[error("only a change set with checksums can say that a database was dropped (0 pages)")]
     Dropped,
+    /// A change set without checksums where they are needed.
+    #[error("it has no checksums of the database, which cannot be made up")]
+    Untracked,
     /// A page beyond the size of the database.
     #[error("page {0} is beyond the {1} pages of the database")]
     BeyondEnd(u32, u32),

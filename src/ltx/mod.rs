@@ -15,6 +15,7 @@ mod encoder;
 mod error;
 mod header;
 mod index;
+pub mod inspect;
 mod name;
 
 pub use codec::{Codec, Payload};

@@ -93,15 +93,12 @@ fn golden_vector_of_the_go_implementation_is_read() {
 
 #[test]
 fn what_we_write_has_the_checksums_of_the_golden_vector() {
-    // The LZ4 bytes are the encoder's own, so the frames' sizes and with them the
-    // checksum may differ: only where they are as long as Go's can sums be compared.
+    // LZ4 bytes are the encoder's own and not hashed; ours are as long as Go's here.
     let untracked = header(1, 1, 2, Form::Untracked, Codec::Lz4);
     let bytes = encode(&untracked, &two_pages(), Checksum::EMPTY).expect("sound");
     let tracked = encode(&header(1, 1, 2, Form::Tracked, Codec::Lz4), &two_pages(), both()).expect("sound");
-    if bytes.len() == golden().len() {
-        assert!(bytes.ends_with(&hex("0000000000000000 a4d192d585f1f6a1")));
-        assert!(tracked.ends_with(&hex("a2d3ccd000000000 b7e72feb3e4e180a")));
-    }
+    assert!(bytes.ends_with(&hex("0000000000000000 a4d192d585f1f6a1")));
+    assert!(tracked.ends_with(&hex("a2d3ccd000000000 b7e72feb3e4e180a")));
     assert_eq!(decode(&tracked).expect("sound").2.post, Some(both()));
     assert!(tracked.starts_with(&hex("4c545831 00000000 00000200 00000002")));
 }
