@@ -92,15 +92,20 @@ fn golden_vector_of_the_go_implementation_is_read() {
 }
 
 #[test]
-fn what_we_write_has_the_checksums_of_the_golden_vector() {
-    // LZ4 bytes are the encoder's own and not hashed; ours are as long as Go's here.
-    let untracked = header(1, 1, 2, Form::Untracked, Codec::Lz4);
-    let bytes = encode(&untracked, &two_pages(), Checksum::EMPTY).expect("sound");
-    let tracked = encode(&header(1, 1, 2, Form::Tracked, Codec::Lz4), &two_pages(), both()).expect("sound");
-    assert!(bytes.ends_with(&hex("0000000000000000 a4d192d585f1f6a1")));
+fn what_we_write_with_gos_lz4_bytes_is_the_golden_vector() {
+    let copy = |form, post| {
+        let (golden, mut page) = (golden(), Vec::new());
+        let mut decoder = Decoder::new(golden.as_slice()).expect("sound");
+        let mut encoder = Encoder::new(Vec::new(), header(1, 1, 2, form, Codec::Lz4)).expect("sound");
+        while let Some(pgno) = decoder.next_page(&mut page).expect("sound") {
+            encoder.copy(pgno, &page, decoder.payload()).expect("sound");
+        }
+        encoder.finish(post).expect("sound").writer
+    };
+    assert_eq!(copy(Form::Untracked, Checksum::EMPTY), golden());
+    let tracked = copy(Form::Tracked, both());
     assert!(tracked.ends_with(&hex("a2d3ccd000000000 b7e72feb3e4e180a")));
     assert_eq!(decode(&tracked).expect("sound").2.post, Some(both()));
-    assert!(tracked.starts_with(&hex("4c545831 00000000 00000200 00000002")));
 }
 
 #[test]
