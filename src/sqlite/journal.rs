@@ -144,6 +144,7 @@ pub struct Playback<R> {
     nonce: u32,
     /// Records left in this segment.
     left: u64,
+    record: Vec<u8>,
     ended: bool,
 }
 
@@ -167,6 +168,7 @@ impl<R: ReadAt> Playback<R> {
             at: u64::from(header.sector_size),
             nonce: header.nonce,
             left: 0,
+            record: Vec::new(),
             ended: false,
         };
         playback.left = playback.records_of(header);
@@ -233,16 +235,18 @@ impl<R: ReadAt> Playback<R> {
     }
 
     /// Reads the record at `at`; `None` if the file ends in it.
-    fn read_record(&self, at: u64, page: &mut [u8]) -> io::Result<Option<(u32, u32)>> {
+    fn read_record(&mut self, at: u64, page: &mut [u8]) -> io::Result<Option<(u32, u32)>> {
         if at.saturating_add(self.record_len()) > self.len {
             return Ok(None);
         }
-        let (mut number, mut sum) = ([0; 4], [0; 4]);
-        let read = self.journal.read_upto(&mut number, at)?
-            + self.journal.read_upto(page, at + 4)?
-            + self.journal.read_upto(&mut sum, at + 4 + page.len() as u64)?;
-        let complete = read as u64 == self.record_len();
-        Ok(complete.then(|| (u32::from_be_bytes(number), u32::from_be_bytes(sum))))
+        // One read a record: number, content and checksum lie together.
+        self.record.resize(page.len() + 8, 0);
+        if self.journal.read_upto(&mut self.record, at)? != self.record.len() {
+            return Ok(None);
+        }
+        let content = self.record.get(4..4 + page.len()).unwrap_or_default();
+        page.copy_from_slice(content);
+        Ok(be32(&self.record, 0).zip(be32(&self.record, 4 + page.len())))
     }
 
     /// Goes to the next header; false if there is none.

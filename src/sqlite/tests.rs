@@ -327,6 +327,80 @@ fn a_scan_goes_on_after_any_transaction_it_has_seen() {
     }
 }
 
+/// What a capture does: keeps an image of the database up to date from the WAL, as far
+/// as the wal-index says that it is committed.
+struct Follower {
+    image: Vec<u8>,
+    salt: [u32; 2],
+    frames: u32,
+}
+
+impl Follower {
+    fn follow(&mut self, path: &Path) {
+        let wal = fs::read(format!("{}-wal", path.display())).expect("reads");
+        let shm = fs::read(format!("{}-shm", path.display())).expect("reads");
+        let index = WalIndex::parse(&shm).expect("nobody writes");
+        let Some(header) = WalHeader::parse(&wal).filter(|header| header.salt == index.salt) else { return };
+        if header.salt != self.salt {
+            (self.salt, self.frames) = (header.salt, 0);
+        }
+        let mut cursor = header.after(&wal, self.frames).expect("memory").expect("is there");
+        let authority = Authority::Index(index.frames);
+        while let Some(found) = next_transaction(wal.as_slice(), &header, cursor, authority).expect("agrees")
+        {
+            self.image.resize(found.commit as usize * header.page_size.len(), 0);
+            for (page, offset) in &found.pages {
+                let (to, from) = (header.page_size.offset_of(*page) as usize, *offset as usize);
+                let content = &wal[from..from + header.page_size.len()];
+                self.image[to..to + content.len()].copy_from_slice(content);
+            }
+            cursor = found.end;
+        }
+        self.frames = cursor.frames;
+    }
+}
+
+#[test]
+fn following_the_wal_index_through_spills_savepoints_and_restarts_loses_nothing() {
+    for (page_size, seed) in [(512, 1u64), (1024, 2), (4096, 3)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("db");
+        let db = create(&path, page_size, "wal");
+        db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA cache_size=5; PRAGMA synchronous=off")
+            .expect("sets up");
+        let mut follower = Follower { image: fs::read(&path).expect("reads"), salt: [0, 0], frames: 0 };
+        let mut state = seed;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for round in 0..120 {
+            let (id, many) = (random(900), random(90));
+            let change =
+                format!("UPDATE t SET b=zeroblob({}+id%70) WHERE id BETWEEN {id} AND {id}+{many};", id % 400);
+            let statements = match random(8) {
+                0 => format!(
+                    "BEGIN; SAVEPOINT s; {change} ROLLBACK TO s; DELETE FROM t WHERE id%50={}; COMMIT",
+                    id % 50
+                ),
+                1 => {
+                    format!("BEGIN; {change} SAVEPOINT s; UPDATE t SET a=a||'{round}'; ROLLBACK TO s; COMMIT")
+                }
+                2 => format!("BEGIN; {change} ROLLBACK"),
+                3 => format!("INSERT OR REPLACE INTO t SELECT id+{id}, b, a FROM t LIMIT {many}"),
+                4 => format!("DELETE FROM t WHERE id > {}", id + 300),
+                5 if round % 4 == 0 => "VACUUM".to_owned(),
+                6 => "PRAGMA wal_checkpoint(RESTART)".to_owned(),
+                _ => change,
+            };
+            db.execute_batch(&statements).expect("runs");
+            follower.follow(&path);
+        }
+        db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").expect("checkpoints");
+        assert!(fs::read(&path).expect("reads") == follower.image, "page size {page_size}, seed {seed}");
+    }
+}
+
 /// A WAL of three transactions of two frames each.
 fn synthetic(big_endian: bool) -> (WalHeader, Vec<u8>) {
     let header = WalHeader::new(big_endian, size(512), 3, [17, 0xdead_beef]);
