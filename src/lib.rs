@@ -21,3 +21,5 @@ pub mod archive;
 pub mod peer;
 
 pub mod exec;
+
+pub mod config;

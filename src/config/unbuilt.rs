@@ -1,0 +1,49 @@
+//! What the configuration names and this version does not do: refused with a clear
+//! message rather than ignored. The defaults of such keys, while they last, are
+//! here too. Must become empty.
+
+use super::error::Fault;
+use super::table::Places;
+use super::*;
+
+/// `storage.hydration` when it is not set.
+pub(super) const HYDRATION: Hydration = Hydration::Full;
+
+/// `lease.type` when it is not set.
+pub(super) const LEASE: LeaseKind = LeaseKind::Static;
+
+pub(super) fn refuse(config: &Config, places: &Places) -> Result<(), Fault> {
+    let (storage, lease) = (&config.storage, &config.lease);
+    let refused = [
+        (matches!(lease.kind, LeaseKind::Storage), "lease.type", "lease.type = \"storage\"", "\"static\""),
+        (matches!(lease.kind, LeaseKind::Consul(_)), "lease.type", "lease.type = \"consul\"", "\"static\""),
+        (!lease.release_on_idle.is_zero(), "lease.release-on-idle", "lease.release-on-idle", "\"0s\""),
+        (!lease.databases.is_empty(), "lease.databases", "lease.databases", "no such key"),
+        (
+            storage.hydration == Hydration::Lazy,
+            "storage.hydration",
+            "storage.hydration = \"lazy\"",
+            "\"full\"",
+        ),
+        (
+            storage.durability == Durability::Archive,
+            "storage.durability",
+            "storage.durability = \"archive\"",
+            "\"async\"",
+        ),
+        (
+            storage.on_unreachable == OnUnreachable::ServeStale,
+            "storage.on-unreachable",
+            "storage.on-unreachable = \"serve-stale\"",
+            "\"wait\"",
+        ),
+        (config.proxy.is_some(), "proxy", "[proxy]", "no such section"),
+    ];
+    match refused.into_iter().find(|(used, ..)| *used) {
+        None => Ok(()),
+        Some((_, key, what, instead)) => Err(Fault::new(
+            places.of(key),
+            format!("{what} is not built into this version yet; use {instead}"),
+        )),
+    }
+}
