@@ -10,6 +10,7 @@ mod key;
 mod location;
 mod memory;
 mod op;
+mod probe;
 mod s3;
 
 pub use counted::{Counted, Counts, OpTotals, Totals};
@@ -19,6 +20,7 @@ pub use file::FileStore;
 pub use location::{KeyPair, Location, Options, S3Location, from_url};
 pub use memory::MemoryStore;
 pub use op::Op;
+pub use probe::check_conditions;
 pub use s3::S3Store;
 
 use bytes::Bytes;

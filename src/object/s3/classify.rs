@@ -88,7 +88,7 @@ impl Attempt<'_> {
             (_, "ExpiredToken" | "TokenRefreshRequired" | "ExpiredTokenException") => {
                 (Refused, ": the session's credentials have expired, provide new ones")
             }
-            (_, "InvalidAccessKeyId" | "InvalidToken") => {
+            (_, "InvalidAccessKeyId" | "InvalidToken" | "NotSignedUp") => {
                 (Refused, ": the server does not know these credentials, check AWS_ACCESS_KEY_ID")
             }
             (_, "SignatureDoesNotMatch") => (Refused, ": check AWS_SECRET_ACCESS_KEY, and the region"),

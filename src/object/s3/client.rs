@@ -11,7 +11,7 @@ use aws_sdk_s3::config::retry::{RetryConfig, RetryPartition, TokenBucket};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     BehaviorVersion, Builder, ConfigBag, Credentials, Intercept, ProvideCredentials as _, Region,
-    RequestChecksumCalculation, ResponseChecksumValidation, RuntimeComponents,
+    RequestChecksumCalculation, ResponseChecksumValidation, RuntimeComponents, StalledStreamProtectionConfig,
     interceptors::{BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextMut},
 };
 use aws_sdk_s3::error::BoxError;
@@ -23,6 +23,9 @@ use crate::object::{ObjectErrorKind, S3Location};
 /// How long to look for credentials: the chain ends at the instance metadata
 /// service, which may never answer where there is none.
 const CREDENTIALS_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long content may stand still on its way.
+const STALL: Duration = Duration::from_secs(20);
 
 /// How long a store waits and how often it tries.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +99,7 @@ pub(super) async fn connect(
     let endpoint = place.endpoint().or_else(|| shared.endpoint_url().map(str::to_owned));
     let mut config = Builder::from(&shared)
         .interceptor(NoReuseAfterRefusal)
+        .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(STALL).build())
         .force_path_style(place.force_path_style.unwrap_or(endpoint.is_some()))
         // A token bucket of its own: other stores' failures do not use up its retries.
         .retry_partition(
