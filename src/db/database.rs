@@ -94,6 +94,8 @@ pub(super) struct State {
     pub log_from: Place,
     /// An install or a catch-up was cut off.
     pub incomplete: bool,
+    /// Transactions captured since the start.
+    pub captured: u64,
     /// Follows what happens while the file is being copied.
     pub recorder: Option<Recorder>,
 }
@@ -130,6 +132,11 @@ impl Database {
     pub fn shape(&self) -> (Option<PageSize>, u32) {
         let state = self.lock();
         (state.page_size, state.pages)
+    }
+
+    /// How many transactions were captured since the start.
+    pub fn captured(&self) -> u64 {
+        self.lock().captured
     }
 
     /// Whether the database file is there (false once it was dropped).
@@ -226,6 +233,7 @@ impl Database {
         state.pages = change.meta.commit;
         state.whole = false;
         state.unsaved = true;
+        state.captured += 1;
         if let Some(recorder) = &mut state.recorder {
             recorder.commits.push(place);
         }

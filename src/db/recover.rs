@@ -77,6 +77,7 @@ impl Database {
             unsaved: false,
             log_from: saved.log_from,
             incomplete: saved.incomplete,
+            captured: 0,
             recorder: None,
         };
         let database = Database {

@@ -18,6 +18,7 @@ mod tests;
 pub use bind::BindError;
 pub use client::{Client, ClientError, Timeouts};
 pub use events::{Event, Events, InitData, PrimaryData, Subscription, TxData};
+pub use metrics::render as render_metrics;
 pub use server::{ServeError, Server, ServerOptions, serve};
 pub use service::{
     ArchiveState, ArchiveStatus, DatabaseStatus, Export, Health, Info, MountStatus, Primary, Role, Service,

@@ -1,8 +1,8 @@
 //! The queue of captured transactions on their way to the archive and to whoever
 //! watches. Must not read the log.
 
-use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::db::{CommitListener, Committed, Place, ScannedChange};
@@ -21,22 +21,40 @@ struct Queue {
 #[derive(Default)]
 pub struct Commits {
     queue: Mutex<Queue>,
-    changed: Condvar,
+    /// Something waits that did not before; apart from the others so that a commit
+    /// wakes nobody needlessly.
+    arrived: Condvar,
+    woken: Condvar,
+    emptied: Condvar,
+    watcher: OnceLock<Watcher>,
 }
+
+type Watcher = Box<dyn Fn(&Committed) + Send + Sync>;
 
 impl CommitListener for Commits {
     fn committed(&self, committed: Committed) {
+        if let Some(watcher) = self.watcher.get() {
+            watcher(&committed);
+        }
         let mut queue = self.lock();
+        let first = queue.waiting.is_empty();
         queue.waiting.push_back(committed);
         queue.captured += 1;
         drop(queue);
-        self.changed.notify_all();
+        if first {
+            self.arrived.notify_all();
+        }
     }
 }
 
 impl Commits {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets who is told of every commit, once; must return at once.
+    pub fn watch(&self, watcher: impl Fn(&Committed) + Send + Sync + 'static) {
+        let _ = self.watcher.set(Box::new(watcher));
     }
 
     /// What the log held at start.
@@ -65,29 +83,33 @@ impl Commits {
         self.lock().waiting.retain(keep);
     }
 
-    /// Waits until something is there, `wake` is called, or `timeout` is over.
-    pub fn wait(&self, timeout: Option<Duration>) {
+    /// Waits until something is there or `wake` is called.
+    pub fn wait_waiting(&self) {
         let queue = self.lock();
         let woken = queue.woken;
-        let idle = |queue: &mut Queue| queue.waiting.is_empty() && queue.woken == woken;
-        match timeout {
-            Some(timeout) => drop(self.changed.wait_timeout_while(queue, timeout, idle)),
-            None => drop(self.changed.wait_while(queue, idle)),
-        }
+        drop(self.arrived.wait_while(queue, |queue| queue.waiting.is_empty() && queue.woken == woken));
+    }
+
+    /// Waits for `span`, or until `wake` is called.
+    pub fn pause(&self, span: Duration) {
+        let queue = self.lock();
+        let woken = queue.woken;
+        drop(self.woken.wait_timeout_while(queue, span, |queue| queue.woken == woken));
     }
 
     /// Waits until nothing is left, neither waiting nor taken, or `timeout` is over;
     /// true if nothing is left.
     pub fn wait_empty(&self, timeout: Duration) -> bool {
         let busy = |queue: &mut Queue| !(queue.waiting.is_empty() && queue.taken.is_empty());
-        let result = self.changed.wait_timeout_while(self.lock(), timeout, busy);
+        let result = self.emptied.wait_timeout_while(self.lock(), timeout, busy);
         !result.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// Ends the waits that are going on.
     pub fn wake(&self) {
         self.lock().woken += 1;
-        self.changed.notify_all();
+        self.arrived.notify_all();
+        self.woken.notify_all();
     }
 
     /// Takes from the front while `fits` says so of the commit and how many were
@@ -106,7 +128,7 @@ impl Commits {
     /// What was taken is published.
     pub fn published(&self) {
         self.lock().taken.clear();
-        self.changed.notify_all();
+        self.emptied.notify_all();
     }
 
     /// How many are not published.
@@ -115,16 +137,26 @@ impl Commits {
         queue.waiting.len() + queue.taken.len()
     }
 
-    /// How many of one database are not published.
-    pub fn unpublished_of(&self, db: &DbName) -> usize {
+    /// How many of each database are not published.
+    pub fn unpublished_by_database(&self) -> HashMap<DbName, u64> {
         let queue = self.lock();
-        queue.waiting.iter().chain(&queue.taken).filter(|commit| commit.meta.db == *db).count()
+        let mut counts = HashMap::new();
+        for commit in queue.taken.iter().chain(&queue.waiting) {
+            *counts.entry(commit.meta.db.clone()).or_default() += 1;
+        }
+        counts
     }
 
     /// Where the log has the oldest that is not published.
     pub fn oldest(&self) -> Option<Committed> {
         let queue = self.lock();
         queue.taken.front().or(queue.waiting.front()).cloned()
+    }
+
+    /// The oldest of one database that is not published.
+    pub fn oldest_of(&self, db: &DbName) -> Option<Committed> {
+        let queue = self.lock();
+        queue.taken.iter().chain(&queue.waiting).find(|commit| commit.meta.db == *db).cloned()
     }
 
     /// How many were captured since the start.

@@ -279,6 +279,11 @@ impl Store {
         Ok(parked)
     }
 
+    /// How many branches are kept aside.
+    pub fn parked_count(&self) -> u64 {
+        fs::read_dir(self.dir.join("parked")).map_or(0, |entries| entries.count() as u64)
+    }
+
     /// The role of this node.
     pub fn role(&self) -> Role {
         self.role.read().unwrap_or_else(PoisonError::into_inner).clone()
