@@ -26,18 +26,21 @@ use crate::db::{
 use crate::words::{Clock, ClusterId, DbName, Faults, NodeId};
 
 /// Who may write, as far as this node knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
     /// This node.
     Primary,
-    /// Another node, by its hostname if known.
-    #[default]
-    Unknown,
-    /// Another node.
+    /// Another node, or none.
     Replica {
-        /// Its hostname.
-        primary: String,
+        /// The primary's hostname, if known.
+        primary: Option<String>,
     },
+}
+
+impl Default for Role {
+    fn default() -> Role {
+        Role::Replica { primary: None }
+    }
 }
 
 /// How to open a store.
