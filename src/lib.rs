@@ -14,12 +14,14 @@ pub mod object;
 
 pub mod db;
 
-pub mod store;
-
 pub mod archive;
+
+pub mod store;
 
 pub mod peer;
 
 pub mod exec;
 
 pub mod config;
+
+pub mod cli;

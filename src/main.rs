@@ -1,3 +1,5 @@
 //! The `litefs` program: hands the command line to the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    litefs::cli::main()
+}

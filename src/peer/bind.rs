@@ -24,7 +24,7 @@ pub enum BindError {
     },
     /// The port is taken.
     #[error(
-        "serving the API on {addr} failed: another process holds the port; stop it (is litefs running \
+        "serving the API on {addr} failed: the address is in use; stop the process that holds it (is litefs running \
          already?) or set another http.addr"
     )]
     Taken {
