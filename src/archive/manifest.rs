@@ -181,9 +181,14 @@ impl Database {
         self.objects.iter().all(|object| {
             let change = &object.change;
             change.pre.txid < change.post.txid
-                && change.post.txid <= self.pos.txid
                 && change.pages <= change.commit
                 && object.first <= change.timestamp
         })
+    }
+
+    /// Sorts its objects as they are kept.
+    pub(super) fn sort(&mut self) {
+        let key = |object: &ObjectRef| (object.change.pre.txid, object.change.post.txid, object.key.clone());
+        self.objects.sort_by_cached_key(key);
     }
 }

@@ -37,7 +37,10 @@ pub(super) struct Ltx {
 pub(super) enum Data {
     Memory(Bytes),
     /// It is the whole object.
-    Remote,
+    Remote {
+        size: u64,
+        sum: Option<u64>,
+    },
 }
 
 impl Archive {
@@ -109,7 +112,12 @@ impl Archive {
         }
     }
 
-    fn load_parts(&self, key: &str, parts: &[Part], bytes: Option<&Bytes>) -> Result<Vec<Ltx>, ArchiveError> {
+    pub(super) fn load_parts(
+        &self,
+        key: &str,
+        parts: &[Part],
+        bytes: Option<&Bytes>,
+    ) -> Result<Vec<Ltx>, ArchiveError> {
         let from = parts.iter().map(|part| part.offset).min().unwrap_or(0);
         let end = parts.iter().map(|part| part.offset.saturating_add(part.len)).max().unwrap_or(0);
         let (bytes, base) = match bytes {
@@ -152,7 +160,7 @@ impl Archive {
             }
         };
         check(&key, step.change, Change::of(&header, &index, &trailer))?;
-        let data = Data::Remote;
+        let data = Data::Remote { size: step.size, sum };
         Ok(Ltx { key, change: step.change, header, index: Arc::new(index), data })
     }
 
@@ -166,7 +174,7 @@ impl Archive {
     }
 }
 
-fn part(entry: &Entry) -> Option<Part> {
+pub(super) fn part(entry: &Entry) -> Option<Part> {
     match entry.place {
         Place::Here { offset, len } => Some(Part { change: entry.change, offset, len }),
         Place::Object { .. } => None,

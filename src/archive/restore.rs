@@ -241,7 +241,7 @@ impl Shared<'_> {
         let ltx = &work.ltx;
         let (bytes, base): (Bytes, u64) = match &ltx.data {
             Data::Memory(bytes) => (bytes.clone(), 0),
-            Data::Remote => {
+            Data::Remote { .. } => {
                 let len = last.1 + last.2 - first.1;
                 (self.archive.store.get_range(&ltx.key, first.1, len)?, first.1)
             }

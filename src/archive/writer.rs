@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -31,13 +32,17 @@ const ATTEMPTS: usize = 16;
 /// The archive's writer in one epoch.
 #[derive(Debug)]
 pub struct Writer {
-    archive: Archive,
+    pub(super) archive: Archive,
     id: WriterId,
     epoch: Epoch,
     /// Held while putting; taken before `head`.
     putting: Mutex<Putting>,
     /// Never held while waiting for the store.
-    head: RwLock<Head>,
+    pub(super) head: RwLock<Head>,
+    /// Held during upkeep; taken before `head`, never together with `putting`.
+    pub(super) upkeep: Mutex<()>,
+    /// Upkeep that may take long is to end now.
+    pub(super) stopping: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +79,8 @@ impl Writer {
                 epoch,
                 putting: Mutex::default(),
                 head: RwLock::new(head),
+                upkeep: Mutex::new(()),
+                stopping: AtomicBool::new(false),
             };
             let (bytes, segment) = writer.encode(&[], true);
             match writer.put_segment(&bytes, &segment) {
@@ -147,6 +154,11 @@ impl Writer {
         putting.unsure = Some((bytes.clone(), segment.clone()));
         self.settle(&mut putting, bytes, segment)?;
         Ok(seq)
+    }
+
+    /// Who fenced this writer off, if it is known.
+    pub fn fenced(&self) -> Option<Fence> {
+        self.putting.lock().fenced
     }
 
     /// Gets a segment into the log, or finds out why not.

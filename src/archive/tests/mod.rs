@@ -5,3 +5,4 @@ mod fencing;
 mod formats;
 mod model;
 mod reading;
+mod upkeep;

@@ -94,6 +94,14 @@ impl Model {
         self.record(pages, &changed, time)
     }
 
+    /// A transaction that changes one page and no size.
+    pub fn touch(&mut self, time: Timestamp) -> ChangeSet {
+        let mut pages = self.pages();
+        let at = self.rng.random_range(0..pages.len());
+        pages[at] = self.content();
+        self.record(pages, &[at], time)
+    }
+
     /// A transaction that rewrites everything with another page size.
     pub fn vacuum(&mut self, page_size: u32, pages: usize, time: Timestamp) -> ChangeSet {
         self.page_size = PageSize::new(page_size).expect("a size");
