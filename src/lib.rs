@@ -18,6 +18,8 @@ pub mod archive;
 
 pub mod store;
 
+pub mod fuse;
+
 pub mod peer;
 
 pub mod exec;

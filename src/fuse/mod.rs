@@ -1,0 +1,37 @@
+//! The mount: SQLite's files as the kernel asks for them, answered by the store.
+//! Thin: it must not know transactions, the archive or the cluster.
+//!
+//! Threads: a few request loops answer what takes microseconds; a pool does what may
+//! fsync or wait; the watch follows commits that only the kernel sees; the notifier
+//! drops what the kernel has cached; and one thread with its own descriptor table is
+//! the daemon as a client of its own mount (`own.rs` says why).
+
+mod adapter;
+mod attributes;
+mod counters;
+mod creating;
+mod errno;
+mod error;
+mod handles;
+mod inodes;
+mod listing;
+mod modes;
+mod mount;
+mod mounting;
+mod names;
+mod notify;
+mod opening;
+mod options;
+mod own;
+mod permissions;
+mod pool;
+mod removing;
+mod tree;
+mod unsynced;
+mod virtuals;
+mod watch;
+
+pub use counters::{Op, OpCounts};
+pub use error::MountError;
+pub use mount::{Mount, Unmounted};
+pub use options::{MountOptions, Passthrough};

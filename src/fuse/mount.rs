@@ -1,0 +1,267 @@
+//! A mount from beginning to end.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fuser::{Config, Session, SessionACL};
+use parking_lot::{Condvar, Mutex};
+
+use super::adapter::Adapter;
+use super::counters::{Counters, OpCounts};
+use super::error::MountError;
+use super::handles::Handles;
+use super::inodes::Inodes;
+use super::notify::{self, Note};
+use super::options::{MountOptions, Passthrough};
+use super::own::Own;
+use super::pool::Pool;
+use super::tree::Tree;
+use super::unsynced::Unsynced;
+use super::watch::Watch;
+use super::{modes, mounting};
+use crate::store::Store;
+
+/// Request loops. With two, a request that takes long does not hold up another file's.
+const LOOPS: usize = 2;
+
+/// How long a mount that is dropped waits for applications to leave.
+const AT_DROP: Duration = Duration::from_millis(500);
+
+/// How an unmount went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// Nobody was in the mount.
+    Clean,
+    /// Applications were in the mount; they now get ENOTCONN.
+    Forced,
+    /// Somebody else had unmounted it.
+    Before,
+}
+
+/// A mount; unmounted when dropped.
+pub struct Mount {
+    dir: PathBuf,
+    tree: Arc<Tree>,
+    counters: Arc<Counters>,
+    ended: Arc<Ended>,
+    stopped: AtomicBool,
+}
+
+/// Says that the kernel has ended the session.
+#[derive(Default)]
+struct Ended {
+    yes: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Ended {
+    fn is(&self) -> bool {
+        *self.yes.lock()
+    }
+
+    fn wait(&self, patience: Duration) -> bool {
+        let mut yes = self.yes.lock();
+        self.changed.wait_while_for(&mut yes, |yes| !*yes, patience);
+        *yes
+    }
+}
+
+/// A mount that is not complete yet.
+struct Begun {
+    dir: PathBuf,
+    own: Arc<Own>,
+    watch: Option<Arc<Watch>>,
+    mounted: bool,
+    complete: bool,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if self.complete {
+            return;
+        }
+        if let Some(watch) = &self.watch {
+            watch.stop();
+        }
+        if self.mounted
+            && let Err(error) = mounting::abort(&self.dir)
+        {
+            tracing::error!("cannot unmount {}: {error}", self.dir.display());
+        }
+        self.own.stop();
+    }
+}
+
+impl Mount {
+    /// Mounts the store. `ended` is called once, on a thread of the mount, when the
+    /// mount has ended, be it by [`Mount::unmount`] or from outside.
+    pub fn start(
+        options: &MountOptions,
+        store: Arc<Store>,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Result<Mount, MountError> {
+        let dir = mounting::prepare(&options.dir)?;
+        let under = File::open(&dir).map_err(MountError::io("open", &dir))?;
+        let inodes = Arc::new(Inodes::new());
+        let (notes, told) = crossbeam_channel::unbounded();
+        let own = Own::start(&dir, inodes.clone(), notes.clone()).map_err(MountError::io("prepare", &dir))?;
+        let own = Arc::new(own);
+        let mut begun =
+            Begun { dir: dir.clone(), own: own.clone(), watch: None, mounted: false, complete: false };
+        let device = mounting::mount(&dir, options.allow_other)?;
+        begun.mounted = true;
+        let watch = Watch::start(own.clone()).map_err(MountError::io("watch", &dir))?;
+        begun.watch = Some(watch.clone());
+        let tree = Arc::new(Tree {
+            store: store.clone(),
+            inodes: inodes.clone(),
+            handles: Handles::new(),
+            own: own.clone(),
+            watch,
+            notes,
+            unsynced: Unsynced::default(),
+            passthrough: AtomicBool::new(false),
+            check: options.allow_other,
+            under,
+        });
+        let counters = Arc::new(Counters::default());
+        let session = begin(options, &tree, &counters, device).map_err(MountError::io("mount", &dir))?;
+        let notifier = session.notifier();
+        notify::start(told, notifier, inodes).map_err(MountError::io("serve", &dir))?;
+        let over = Arc::new(Ended::default());
+        let (running, runner) = (over.clone(), tree.clone());
+        let serve = move || {
+            if let Err(error) = session.run() {
+                tracing::error!("the mount ended: {error}");
+            }
+            runner.end();
+            *running.yes.lock() = true;
+            running.changed.notify_all();
+            ended();
+        };
+        let thread = std::thread::Builder::new().name("litefs-mount".to_owned());
+        thread.spawn(serve).map_err(MountError::io("serve", &dir))?;
+        begun.complete = true;
+        store.set_mount(own);
+        Ok(Mount { dir, tree, counters, ended: over, stopped: AtomicBool::new(false) })
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether journal, WAL and shm go past the daemon.
+    pub fn passthrough(&self) -> bool {
+        self.tree.passthrough.load(Ordering::Acquire)
+    }
+
+    /// How often the kernel asked for what.
+    pub fn counters(&self) -> OpCounts {
+        self.counters.read()
+    }
+
+    /// Unmounts. Waits up to `patience` for applications to leave, then does without.
+    pub fn unmount(&self, patience: Duration) -> Result<Unmounted, MountError> {
+        if self.stopped.swap(true, Ordering::AcqRel) {
+            self.ended.wait(patience);
+            return Ok(Unmounted::Before);
+        }
+        self.tree.store.unset_mount();
+        self.tree.watch.stop();
+        self.tree.own.stop();
+        let unmounted = self.leave(patience)?;
+        // The loops have ended but for a lazily unmounted mount of an ordinary user,
+        // which lasts as long as its applications.
+        if !self.ended.wait(Duration::from_secs(10)) {
+            tracing::warn!("applications still use {}, which is unmounted", self.dir.display());
+        }
+        notify::post(&self.tree.notes, Note::Stop);
+        Ok(unmounted)
+    }
+
+    fn leave(&self, patience: Duration) -> Result<Unmounted, MountError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if self.ended.is() {
+                return Ok(Unmounted::Before);
+            }
+            match mounting::unmount(&self.dir, false) {
+                Ok(()) => return Ok(Unmounted::Clean),
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    if Instant::now() >= deadline {
+                        tracing::warn!("{} is in use: unmounting it by force", self.dir.display());
+                        mounting::abort(&self.dir).map_err(MountError::io("unmount", &self.dir))?;
+                        return Ok(Unmounted::Forced);
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                // EINVAL: not mounted any more; the session is about to learn it.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Unmounted::Before),
+                Err(source) => return Err(MountError::io("unmount", &self.dir)(source)),
+            }
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if !self.stopped.load(Ordering::Acquire)
+            && let Err(error) = self.unmount(AT_DROP)
+        {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// Shakes hands with the kernel and settles whether files are passed through.
+fn begin(
+    options: &MountOptions,
+    tree: &Arc<Tree>,
+    counters: &Arc<Counters>,
+    device: OwnedFd,
+) -> std::io::Result<Session<Adapter>> {
+    let probe = device.try_clone()?;
+    let wanted = options.passthrough == Passthrough::Auto;
+    let adapter = Adapter::new(tree.clone(), Pool::new(), counters.clone(), wanted);
+    let mut config = Config::default();
+    config.n_threads = Some(LOOPS);
+    config.clone_fd = LOOPS > 1;
+    // Who may enter the kernel decides by the mount's option.
+    let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
+    if wanted {
+        let dir = tree.store.dir_path("");
+        let probed = match dir {
+            Some(dir) => modes::probe(&probe, &dir),
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        match probed {
+            Ok(()) => {
+                tree.passthrough.store(true, Ordering::Release);
+                tree.own.passthrough.store(true, Ordering::Release);
+            }
+            Err(error) => tracing::info!(
+                "journal, WAL and shm go through the daemon: passthrough is not available ({error})"
+            ),
+        }
+    }
+    Ok(session)
+}
+
+thread_local! {
+    static RAISED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Puts the calling thread before the applications that wait for it, once, if allowed.
+pub(super) fn raise_priority() {
+    if !RAISED.replace(true) {
+        // Linux takes 0 for the calling thread, not the process. Not allowed without
+        // CAP_SYS_NICE, and good enough without.
+        let _ = rustix::process::setpriority_process(None, -20);
+    }
+}
