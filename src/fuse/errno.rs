@@ -4,16 +4,18 @@ use std::io;
 
 use fuser::Errno;
 
-use crate::db::DbError;
+use crate::db::{DbError, LogError};
 
 /// What the application sees. SQLite turns EACCES at a journal into "attempt to write
 /// a readonly database" (EROFS and EPERM into "unable to open"), ENOSPC into
 /// "database or disk is full", and EIO at a write into "disk I/O error".
 pub(super) fn of(error: &DbError) -> Errno {
     match error {
-        DbError::Io { source, .. } => of_io(source),
+        DbError::Io { source, .. } | DbError::Log(LogError::Io { source, .. }) => of_io(source),
         DbError::ReadOnly { .. } => Errno::EACCES,
-        DbError::Unjournaled { .. } | DbError::Damaged { .. } => Errno::EIO,
+        DbError::Log(LogError::Damaged { .. }) | DbError::Unjournaled { .. } | DbError::Damaged { .. } => {
+            Errno::EIO
+        }
         DbError::Busy { .. } => Errno::EBUSY,
         DbError::Missing { .. } => Errno::ENOENT,
         DbError::BadPath { .. } => Errno::EINVAL,
@@ -31,7 +33,7 @@ pub(super) fn report(error: DbError) -> Errno {
     match &error {
         DbError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {}
         DbError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {}
-        DbError::Io { .. } | DbError::Damaged { .. } => tracing::error!("{error}"),
+        DbError::Io { .. } | DbError::Log(_) | DbError::Damaged { .. } => tracing::error!("{error}"),
         DbError::Unjournaled { .. } | DbError::Busy { .. } => tracing::warn!("{error}"),
         DbError::ReadOnly { .. } | DbError::Missing { .. } | DbError::BadPath { .. } => {
             tracing::debug!("{error}");

@@ -52,7 +52,7 @@ type Header = Box<[u8; WAL_INDEX_HEADER]>;
 enum Order {
     Open { ino: u64, path: PathBuf },
     Close { ino: u64 },
-    Read { ino: u64, answer: Sender<io::Result<Header>> },
+    Read { ino: u64, answer: Sender<io::Result<Option<Header>>> },
     Stop,
 }
 
@@ -198,7 +198,7 @@ impl Own {
         used.then_some(node)
     }
 
-    fn read_through_mount(&self, ino: u64) -> io::Result<Header> {
+    fn read_through_mount(&self, ino: u64) -> io::Result<Option<Header>> {
         let (answer, header) = crossbeam_channel::bounded(1);
         self.order(Order::Read { ino, answer });
         header.recv_timeout(PATIENCE).map_err(|_| {
@@ -211,7 +211,7 @@ impl OwnMount for Own {
     fn wal_index(&self, db: &DbName) -> io::Result<WalIndex> {
         let Some(node) = self.shm(db) else { return Ok(WalIndex::Unused) };
         if !self.passthrough.load(Ordering::Acquire) {
-            return self.read_through_mount(node.ino).map(WalIndex::Used);
+            return Ok(self.read_through_mount(node.ino)?.map_or(WalIndex::Unused, WalIndex::Used));
         }
         let Some(file) = node.opens().file.clone() else { return Ok(WalIndex::Unused) };
         read_header(&file).map(WalIndex::Used)
@@ -303,8 +303,12 @@ impl Client<'_> {
             Order::Read { ino, answer } => {
                 self.try_open(ino)?;
                 let header = match self.open.get(&ino) {
-                    Some(file) => read_header(file),
-                    None => Err(io::ErrorKind::NotFound.into()),
+                    Some(file) => read_header(file).map(Some),
+                    // The kernel has not had the answer to the CREATE: nobody can have
+                    // written.
+                    None if self.wanted.contains_key(&ino) => Ok(Some(Box::new([0; WAL_INDEX_HEADER]))),
+                    // Closed meanwhile.
+                    None => Ok(None),
                 };
                 let _ = answer.send(header);
                 Ok(())
@@ -433,7 +437,8 @@ mod tests {
         own.slots.lock().insert(ino, Slot::Waiting);
         own.order(Order::Open { ino, path });
         // Orders are done one by one: this answer comes after the descriptor was sent.
-        assert_eq!(own.read_through_mount(ino).expect("read")[..], [7; WAL_INDEX_HEADER]);
+        let header = own.read_through_mount(ino).expect("read").expect("open");
+        assert_eq!(header[..], [7; WAL_INDEX_HEADER]);
         assert!(own.receive());
         let slots = own.slots.lock();
         let Some(Slot::Ready(descriptor)) = slots.get(&ino) else { panic!("no descriptor") };
