@@ -24,6 +24,8 @@ pub mod peer;
 
 pub mod exec;
 
+pub mod node;
+
 pub mod config;
 
 pub mod cli;

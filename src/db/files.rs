@@ -156,15 +156,11 @@ impl Database {
     fn before_resize(&self, state: &mut State, size: u64) -> Result<(), DbError> {
         let file = self.database_file(state)?;
         let now = file.metadata().map_err(DbError::io("read", self.path(FileKind::Database)))?.len();
-        if state.wal.is_some() {
-            // A checkpoint that has copied every frame cuts or extends the file to the
-            // size that the last transaction stated.
-            let stated = state.page_size.map(|page| u64::from(page.get()) * u64::from(state.pages));
-            if stated.is_some_and(|stated| size >= stated) {
-                return Ok(());
-            }
-        }
-        if size == now {
+        // What is beyond the size that the last transaction stated belongs to nobody: a
+        // checkpoint that has copied every frame cuts it off, and so does a rollback
+        // mode after the commit, when the journal is gone.
+        let stated = state.page_size.map(|page| u64::from(page.get()) * u64::from(state.pages));
+        if size == now || (!state.whole && stated.is_some_and(|stated| size >= stated)) {
             return Ok(());
         }
         if !self.shared.writable() {

@@ -388,8 +388,13 @@ impl Database {
         Self::read_page(&database, size, Pgno::FIRST, &mut page).map_err(DbError::io("read", &path))?;
         let sum = crate::words::PageSum::of(Pgno::FIRST, &page);
         let stated = state.sums.get(Pgno::FIRST).map_err(DbError::io("read", self.paths.sums()))?;
-        if len.div_ceil(u64::from(size.get())) == u64::from(state.pages) && stated == Some(sum) {
-            return Ok(());
+        let captured = u64::from(state.pages) * u64::from(size.get());
+        if len.div_ceil(u64::from(size.get())) >= u64::from(state.pages) && stated == Some(sum) {
+            // SQLite had not cut off yet what the last transaction freed.
+            return match len > captured {
+                true => database.set_len(captured).map_err(DbError::io("truncate", path)),
+                false => Ok(()),
+            };
         }
         Err(self.damaged(format!(
             "{} is not what was captured at {}: it was changed while the node was down ({} bytes, header {}); move \

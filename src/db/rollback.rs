@@ -112,23 +112,31 @@ impl Database {
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))
     }
 
-    /// The page size that the file now has: its header's, else what it had, else
-    /// what the journal says (an encrypted database has no readable header).
-    fn page_size_now(&self, state: &State, file: &File) -> Result<Option<PageSize>, DbError> {
+    /// The page size and the size in pages that the file now has: its header's, else
+    /// the page size that it had, else what the journal says (an encrypted database has
+    /// no readable header), and the length of the file. SQLite shortens the file only
+    /// after the commit (pager.c, pager_end_transaction), so the header counts.
+    fn shape_now(&self, state: &State, file: &File, len: u64) -> Result<Option<(PageSize, u32)>, DbError> {
+        let by_len = |size: PageSize| {
+            u32::try_from(len.div_ceil(u64::from(size.get())))
+                .map_err(|_| self.damaged("it has more than 2^32 pages"))
+        };
         let mut bytes = [0; header::HEADER_LEN];
-        let len =
+        let read =
             file.read_upto(&mut bytes, 0).map_err(DbError::io("read", self.path(FileKind::Database)))?;
-        if let Some(header) = header::Header::parse(&bytes[..len]) {
-            return Ok(Some(header.page_size));
+        if let Some(header) = header::Header::parse(&bytes[..read]) {
+            let pages = by_len(header.page_size)?;
+            return Ok(Some((header.page_size, header.pages().filter(|stated| *stated < pages).unwrap_or(pages))));
         }
-        if state.page_size.is_some() {
-            return Ok(state.page_size);
+        if let Some(size) = state.page_size {
+            return Ok(Some((size, by_len(size)?)));
         }
         let Some(journal) = &state.journal else { return Ok(None) };
         let mut bytes = [0; JOURNAL_HEADER];
-        let len =
+        let read =
             journal.read_upto(&mut bytes, 0).map_err(DbError::io("read", self.path(FileKind::Journal)))?;
-        Ok(journal::Header::parse(&bytes[..len]).and_then(|header| header.page_size))
+        let size = journal::Header::parse(&bytes[..read]).and_then(|header| header.page_size);
+        size.map(|size| by_len(size).map(|pages| (size, pages))).transpose()
     }
 
     /// The pending change set; `None` if nothing changed, or if the file is no
@@ -137,14 +145,12 @@ impl Database {
         let path = self.path(FileKind::Database);
         let file = self.database_file(state)?;
         let len = file.metadata().map_err(DbError::io("read", &path))?.len();
-        let Some(size) = self.page_size_now(state, &file)? else {
+        let Some((size, commit)) = self.shape_now(state, &file, len)? else {
             if len > 0 {
                 tracing::warn!(db = %self.name, "not a SQLite database as far as can be told: kept here only, not archived");
             }
             return Ok(None);
         };
-        let commit = u32::try_from(len.div_ceil(u64::from(size.get())))
-            .map_err(|_| self.damaged("it has more than 2^32 pages"))?;
         let afresh = state.whole || state.page_size != Some(size);
         if commit == 0 && state.pos.txid.get() == 0 {
             return Ok(None);

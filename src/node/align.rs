@@ -1,0 +1,247 @@
+//! Head first: before a node serves, each of its databases stands at the archive's
+//! head, or ahead of it on the same chain. What to do is a pure decision; nothing
+//! newer is ever overwritten by something older.
+
+use std::collections::BTreeSet;
+
+use crate::archive::{Archive, ArchiveError, Head, PageSink, Plan, Relation, Standing, Target, Watch};
+use crate::db::{Applying, Database, Goal, Incoming};
+use crate::store::Store;
+use crate::words::{DbName, PageSum, Pgno, Pos};
+
+use super::NodeError;
+
+/// What one database needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// It stands at the head.
+    Stay,
+    /// It is ahead: its waiting change sets continue the chain.
+    Publish,
+    /// The archive has nothing of it, and its log no longer begins at the first
+    /// transaction: it is published as a whole.
+    PublishWhole,
+    /// Apply what the archive has since its position.
+    CatchUp,
+    /// Restore it from the archive.
+    Restore,
+    /// It was dropped.
+    Drop,
+    /// Its branch lost: keep it aside, then restore.
+    Park,
+}
+
+/// A database as the node has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Local {
+    pub pos: Pos,
+    /// There is a file.
+    pub exists: bool,
+    /// Between two positions.
+    pub incomplete: bool,
+    /// Where its oldest waiting change set begins.
+    pub waiting_from: Option<Pos>,
+}
+
+/// What to do with a database.
+pub(super) fn decide(local: Local, standing: Option<&Standing>, relation: Relation) -> Action {
+    let Some(standing) = standing else {
+        return match local.waiting_from {
+            _ if local.pos == Pos::ZERO => Action::Stay,
+            Some(from) if from == Pos::ZERO => Action::Publish,
+            _ => Action::PublishWhole,
+        };
+    };
+    let from_archive = if standing.is_dropped() { Action::Drop } else { Action::Restore };
+    if local.incomplete {
+        let on_chain = matches!(relation, Relation::Head | Relation::Ancestor);
+        let known = local.pos != Pos::ZERO && on_chain && !standing.is_dropped();
+        return if known { Action::CatchUp } else { from_archive };
+    }
+    if local.pos == Pos::ZERO {
+        return if local.exists { Action::Park } else { from_archive };
+    }
+    match relation {
+        Relation::Head => Action::Stay,
+        Relation::Ancestor if standing.is_dropped() => Action::Drop,
+        Relation::Ancestor => Action::CatchUp,
+        Relation::Ahead if local.waiting_from == Some(standing.pos) => Action::Publish,
+        Relation::Ahead | Relation::NotOnChain { .. } | Relation::Unknown => Action::Park,
+    }
+}
+
+/// Brings every database to the head. Returns those to be published as a whole.
+pub(super) fn align(
+    store: &Store,
+    archive: &Archive,
+    head: &Head,
+    watch: &dyn Watch,
+) -> Result<Vec<DbName>, NodeError> {
+    let names: BTreeSet<DbName> = head
+        .databases()
+        .keys()
+        .cloned()
+        .chain(store.all().iter().map(|database| database.name().clone()))
+        .collect();
+    store.commits().retain(|commit| commit.meta.post.txid > head.pos(&commit.meta.db).txid);
+    let mut wholes = Vec::new();
+    for name in names {
+        let database = store.entry(&name)?;
+        let standing = head.standing(&name);
+        let local = Local {
+            pos: database.pos(),
+            exists: database.exists(),
+            incomplete: database.incomplete(),
+            waiting_from: store.commits().oldest_of(&name).map(|commit| commit.meta.pre),
+        };
+        let relation = match standing {
+            Some(_) if local.pos != Pos::ZERO => archive.relate(head, &name, local.pos)?,
+            _ => Relation::Unknown,
+        };
+        let action = decide(local, standing, relation);
+        tracing::debug!(db = %name, pos = %local.pos, ?action, "aligning with the archive");
+        match action {
+            Action::Stay => store.commits().forget(&name),
+            Action::Publish => {}
+            Action::PublishWhole => {
+                store.commits().forget(&name);
+                wholes.push(name);
+            }
+            Action::CatchUp => {
+                store.commits().forget(&name);
+                catch_up(archive, head, &database, watch)?;
+            }
+            Action::Restore => restore(archive, head, &database, watch)?,
+            Action::Drop => {
+                let standing = standing.ok_or_else(|| unsure(&name))?;
+                store.commits().forget(&name);
+                database.apply_drop(goal(standing.pos, standing))?;
+            }
+            Action::Park => {
+                let parked = store.park(&database)?;
+                tracing::error!(
+                    db = %name, branch = %parked.pos, archive = %head.pos(&name),
+                    "this node's branch lost: it is kept in the data directory under parked/, and the database is \
+                     restored from the archive"
+                );
+                match standing {
+                    Some(standing) if standing.is_dropped() => database.apply_drop(goal(standing.pos, standing))?,
+                    Some(_) => restore(archive, head, &database, watch)?,
+                    None => return Err(unsure(&name)),
+                }
+            }
+        }
+    }
+    Ok(wholes)
+}
+
+fn unsure(db: &DbName) -> NodeError {
+    NodeError::Align { db: db.clone(), why: "the archive no longer has it".to_owned() }
+}
+
+fn goal(pos: Pos, standing: &Standing) -> Goal {
+    Goal { pos, page_size: standing.page_size, pages: standing.commit }
+}
+
+struct Whole<'a>(Incoming<'a>);
+
+impl PageSink for Whole<'_> {
+    fn page(&self, pgno: Pgno, data: &[u8], sum: PageSum) -> std::io::Result<()> {
+        self.0.page(pgno, data, sum)
+    }
+}
+
+struct Delta<'a>(Applying<'a>);
+
+impl PageSink for Delta<'_> {
+    fn page(&self, pgno: Pgno, data: &[u8], sum: PageSum) -> std::io::Result<()> {
+        self.0.page(pgno, data, sum)
+    }
+}
+
+fn plan_goal(plan: &Plan) -> Goal {
+    Goal { pos: plan.pos, page_size: plan.page_size, pages: plan.commit }
+}
+
+fn restore(archive: &Archive, head: &Head, database: &Database, watch: &dyn Watch) -> Result<(), NodeError> {
+    let plan = archive.plan(head, database.name(), Target::Latest)?;
+    let sink = Whole(database.install(plan_goal(&plan))?);
+    archive.restore(&plan, &sink, watch)?;
+    sink.0.finish()?;
+    tracing::info!(db = %database.name(), pos = %plan.pos, bytes = plan.size(), "restored from the archive");
+    Ok(())
+}
+
+fn catch_up(archive: &Archive, head: &Head, database: &Database, watch: &dyn Watch) -> Result<(), NodeError> {
+    let from = database.pos();
+    let plan = match archive.plan_since(head, database.name(), from) {
+        Ok(plan) => plan,
+        Err(ArchiveError::NoSuchPoint { .. }) => return restore(archive, head, database, watch),
+        Err(error) => return Err(error.into()),
+    };
+    let sink = Delta(database.apply(plan_goal(&plan))?);
+    archive.restore(&plan, &sink, watch)?;
+    sink.0.finish()?;
+    tracing::info!(db = %database.name(), %from, to = %plan.pos, bytes = plan.size(), "caught up from the archive");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::words::{Checksum, PageSize, Timestamp, Txid};
+
+    fn pos(txid: u64) -> Pos {
+        let checksum = Checksum::from_stored(1 << 63 | txid).expect("bit 63 is set");
+        Pos { txid: Txid::new(txid), checksum }
+    }
+
+    fn at(txid: u64, commit: u32) -> Standing {
+        let page_size = PageSize::new(4096).expect("a page size");
+        Standing { pos: pos(txid), page_size, commit, timestamp: Timestamp::from_millis(0) }
+    }
+
+    fn local(txid: u64) -> Local {
+        Local { pos: pos(txid), exists: true, incomplete: false, waiting_from: None }
+    }
+
+    #[test]
+    fn empty_node_restores_what_the_archive_has() {
+        let empty = Local { pos: Pos::ZERO, exists: false, ..local(0) };
+        assert_eq!(decide(empty, Some(&at(5, 2)), Relation::Unknown), Action::Restore);
+        assert_eq!(decide(empty, Some(&at(5, 0)), Relation::Unknown), Action::Drop);
+    }
+
+    #[test]
+    fn only_a_branch_that_continues_the_head_is_published() {
+        let ahead = |from| Local { waiting_from: Some(from), ..local(7) };
+        assert_eq!(decide(ahead(pos(5)), Some(&at(5, 2)), Relation::Ahead), Action::Publish);
+        let fork = Pos { checksum: Checksum::EMPTY, ..pos(5) };
+        assert_eq!(decide(ahead(fork), Some(&at(5, 2)), Relation::Ahead), Action::Park);
+        assert_eq!(decide(local(7), Some(&at(5, 2)), Relation::Ahead), Action::Park);
+    }
+
+    #[test]
+    fn a_branch_that_lost_is_parked_and_never_overwritten() {
+        for relation in [Relation::NotOnChain { archived: pos(7) }, Relation::Unknown] {
+            assert_eq!(decide(local(7), Some(&at(9, 2)), relation), Action::Park);
+        }
+        let never_captured = Local { pos: Pos::ZERO, ..local(0) };
+        assert_eq!(decide(never_captured, Some(&at(9, 2)), Relation::Unknown), Action::Park);
+    }
+
+    #[test]
+    fn a_cut_off_install_is_done_again() {
+        let cut = |txid| Local { incomplete: true, ..local(txid) };
+        assert_eq!(decide(cut(3), Some(&at(9, 2)), Relation::Ancestor), Action::CatchUp);
+        assert_eq!(decide(cut(3), Some(&at(9, 2)), Relation::Unknown), Action::Restore);
+        assert_eq!(decide(Local { pos: Pos::ZERO, ..cut(0) }, Some(&at(9, 2)), Relation::Unknown), Action::Restore);
+    }
+
+    #[test]
+    fn what_an_empty_archive_lacks_is_published() {
+        assert_eq!(decide(Local { waiting_from: Some(Pos::ZERO), ..local(4) }, None, Relation::Unknown), Action::Publish);
+        assert_eq!(decide(Local { waiting_from: Some(pos(2)), ..local(4) }, None, Relation::Unknown), Action::PublishWhole);
+        assert_eq!(decide(local(4), None, Relation::Unknown), Action::PublishWhole);
+    }
+}

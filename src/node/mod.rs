@@ -1,0 +1,19 @@
+//! A node: recovers, stands at the archive's head, mounts, takes its role, runs the
+//! commands, publishes what is committed, and stops as a flush. It wires the other
+//! modules and fixes their order; it must not know configuration files or the command
+//! line.
+
+mod align;
+mod encode;
+mod error;
+mod import;
+mod options;
+mod publish;
+mod run;
+mod service;
+mod upkeep;
+
+pub use error::NodeError;
+pub use import::internal_copy;
+pub use options::{NodeOptions, OnUnreachable};
+pub use run::run;

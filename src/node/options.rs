@@ -1,0 +1,53 @@
+//! What a node is told. Plain data; must not read files.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::archive;
+use crate::exec;
+use crate::fuse::MountOptions;
+use crate::object::ObjectStore;
+use crate::store::LogRetention;
+use crate::words::{Clock, Faults};
+
+/// What to do when the storage cannot be reached at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnUnreachable {
+    /// Wait for it, and say so.
+    #[default]
+    Wait,
+}
+
+/// What a node is told.
+pub struct NodeOptions {
+    /// The mount.
+    pub mount: MountOptions,
+    /// The data directory.
+    pub data: PathBuf,
+    /// How long the change log is kept for others.
+    pub log_retention: LogRetention,
+    /// The archive's storage.
+    pub storage: Arc<dyn ObjectStore>,
+    /// How the archive is kept.
+    pub archive: archive::Options,
+    /// Segments are put no more often than this.
+    pub sync_interval: Duration,
+    /// What to do when the storage cannot be reached at start.
+    pub on_unreachable: OnUnreachable,
+    /// How long stopping may take.
+    pub shutdown_timeout: Duration,
+    /// What other nodes and `.primary` call this one.
+    pub hostname: String,
+    /// Whether it may become primary.
+    pub candidate: bool,
+    /// Where the HTTP API listens, and its token.
+    pub http: (SocketAddr, Option<String>),
+    /// The commands to run.
+    pub exec: Vec<exec::Command>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Fail points.
+    pub faults: Faults,
+}

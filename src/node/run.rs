@@ -1,0 +1,400 @@
+//! Running a node: the order in which its parts come up and go down.
+//!
+//! Up: data directory recovered, API answering, archive's head read, every database
+//! aligned with it, log sealed, mounted, publisher, commands. Down, in reverse:
+//! commands, mount, drain to the archive, checkpoint. A signal in any phase leads to
+//! the way down from there.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock, mpsc};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::Signals;
+
+use crate::archive::{Archive, ArchiveError, Progress, PutError, Writer};
+use crate::exec::{self, Supervisor};
+use crate::fuse::Mount;
+use crate::object::{Counted, ObjectStore};
+use crate::peer::{Event, Events, Server, ServerOptions, TxData, serve};
+use crate::store::{LogRetention, Role, Store, StoreOptions};
+use crate::words::{DbName, NodeId};
+
+use super::align::align;
+use super::encode::{Style, whole};
+use super::publish::{Publisher, Setup};
+use super::service::{NodeService, Parts, Stage};
+use super::upkeep::{Poke, Upkeep};
+use super::{NodeError, NodeOptions};
+
+/// How long to wait before the storage is tried again at start, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What ends a running node, or is passed on.
+enum Notice {
+    Signal(i32),
+    Exec(exec::Ended),
+    Unmounted,
+    Failed(NodeError),
+}
+
+/// Runs a node until it is told to stop or cannot go on. The exit code is that of the
+/// commands, else 0.
+pub fn run(options: NodeOptions) -> Result<u8, NodeError> {
+    let (notices, inbox) = mpsc::channel();
+    let stop = Arc::new(AtomicBool::new(false));
+    listen_for_signals(notices.clone(), Arc::clone(&stop))?;
+    let node = Node::open(options, notices, stop)?;
+    let result = node.serve(&inbox);
+    node.close(result)
+}
+
+fn listen_for_signals(notices: mpsc::Sender<Notice>, stop: Arc<AtomicBool>) -> Result<(), NodeError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2])
+        .map_err(NodeError::io("listening for signals"))?;
+    let listen = move || {
+        for signal in signals.forever() {
+            stop.fetch_or(matches!(signal, SIGTERM | SIGINT | SIGQUIT), Ordering::AcqRel);
+            if notices.send(Notice::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("litefs-signals".to_owned());
+    thread.spawn(listen).map(drop).map_err(NodeError::io("listening for signals"))
+}
+
+/// A node with its data directory open and its API answering.
+struct Node {
+    options: NodeOptions,
+    store: Arc<Store>,
+    service: Arc<NodeService>,
+    server: Server,
+    notices: mpsc::Sender<Notice>,
+    stop: Arc<AtomicBool>,
+    poke: Poke,
+}
+
+/// The parts of a node that serves.
+struct Serving {
+    mount: Arc<Mount>,
+    publisher: Arc<Publisher>,
+    upkeep: Upkeep,
+    supervisor: Option<Supervisor>,
+}
+
+impl Node {
+    fn open(mut options: NodeOptions, notices: mpsc::Sender<Notice>, stop: Arc<AtomicBool>) -> Result<Node, NodeError> {
+        let storage = Arc::new(Counted::new(Arc::clone(&options.storage)));
+        options.storage = Arc::clone(&storage) as Arc<dyn ObjectStore>;
+        let started = Instant::now();
+        let store = Arc::new(Store::open(StoreOptions {
+            dir: options.data.clone(),
+            boot_id: boot_id()?,
+            new_node: NodeId::new((options.archive.random)()),
+            clock: Arc::clone(&options.clock),
+            faults: options.faults.clone(),
+        })?);
+        let spool = options.data.join("spool");
+        recreate(&spool)?;
+        options.archive.spool = spool;
+        tracing::info!(
+            node = %store.node_id(), databases = store.databases().len(),
+            ms = started.elapsed().as_millis() as u64, "opened the data directory"
+        );
+        let service = Arc::new(NodeService {
+            store: Arc::clone(&store),
+            storage,
+            mount_path: options.mount.dir.clone(),
+            hostname: options.hostname.clone(),
+            candidate: options.candidate,
+            started: options.clock.now(),
+            events: Events::new(),
+            parts: RwLock::new(Parts::default()),
+            imports: AtomicU64::new(0),
+        });
+        let (addr, token) = options.http.clone();
+        let server = serve(ServerOptions::new(addr, token), Arc::clone(&service) as _)?;
+        Ok(Node { options, store, service, server, notices, stop, poke: Poke::default() })
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// From the archive's head to the end of service.
+    fn serve(&self, inbox: &mpsc::Receiver<Notice>) -> Result<u8, NodeError> {
+        let writer = Arc::new(self.join()?);
+        self.service.update(|parts| parts.writer = Some(Arc::clone(&writer)));
+        let serving = self.begin(&writer)?;
+        let result = self.attend(&serving, inbox);
+        self.end(serving, result)
+    }
+
+    /// Reads the archive's head, brings every database to it, and seals the log.
+    fn join(&self) -> Result<Writer, NodeError> {
+        let archive = self.persist(|| Archive::open_or_init(Arc::clone(&self.options.storage), self.options.archive.clone()))?;
+        self.check_cluster(&archive)?;
+        let (head, wholes) = self.persist(|| {
+            let head = archive.head()?;
+            let watch = |_: Progress| !self.stopping();
+            Ok(align(&self.store, &archive, &head, &watch).map(|wholes| (head, wholes)))
+        })??;
+        let mut epoch = head.epoch().next();
+        let writer = self.persist(|| match Writer::seal(&archive, epoch, self.store.node_id()) {
+            Ok(writer) => Ok(Ok(writer)),
+            // Another start of this node, or a reply that was lost: the next epoch.
+            Err(PutError::Fenced { by }) if by.node == self.store.node_id() => {
+                epoch = by.epoch.next();
+                Err(ArchiveError::Conflict)
+            }
+            Err(PutError::Unreachable(error)) => Err(error.into()),
+            Err(PutError::Refused(error)) => Err(error),
+            Err(error) => Ok(Err(error)),
+        })??;
+        self.publish_wholes(&writer, &wholes)?;
+        tracing::info!(archive = %self.options.storage.describe(), %epoch, seq = %head.seq(), "at the archive's head");
+        Ok(writer)
+    }
+
+    fn check_cluster(&self, archive: &Archive) -> Result<(), NodeError> {
+        match self.store.cluster() {
+            Some(local) if local != archive.cluster() => Err(NodeError::OtherCluster {
+                local,
+                found: archive.cluster(),
+                archive: self.options.storage.describe(),
+            }),
+            Some(_) => Ok(()),
+            None => Ok(self.store.set_cluster(archive.cluster())?),
+        }
+    }
+
+    /// Databases of which the archive has nothing, and whose first transactions are no
+    /// longer in the change log.
+    fn publish_wholes(&self, writer: &Writer, wholes: &[DbName]) -> Result<(), NodeError> {
+        for name in wholes {
+            let Some(database) = self.store.database(name) else { continue };
+            let Some(image) = database.image(self.store.dir())? else { continue };
+            let style = Style {
+                codec: self.options.archive.codec,
+                node: self.store.node_id(),
+                spool: &self.options.archive.spool,
+            };
+            let failed = |error: &dyn std::fmt::Display| NodeError::Align { db: name.clone(), why: error.to_string() };
+            let set = whole(name, &image, self.options.clock.now(), &style).map_err(|error| failed(&error))?;
+            self.persist(|| match writer.put(std::slice::from_ref(&set)) {
+                Ok(_) => Ok(Ok(())),
+                Err(PutError::Unreachable(error)) => Err(error.into()),
+                Err(PutError::Refused(error)) => Err(error),
+                Err(error) => Ok(Err(error)),
+            })??;
+            tracing::info!(db = %name, pos = %image.pos, "published as a whole: the archive had nothing of it");
+        }
+        Ok(())
+    }
+
+    /// Tries until it works, a failure that waiting cannot mend, or the node is told to
+    /// stop. Says so once.
+    fn persist<T>(&self, mut attempt: impl FnMut() -> Result<T, ArchiveError>) -> Result<T, NodeError> {
+        let mut pause = FIRST_PAUSE;
+        let mut said = false;
+        loop {
+            match attempt() {
+                Ok(value) => {
+                    if said {
+                        tracing::info!("the archive is there again");
+                        self.service.update(|parts| parts.waiting_for = None);
+                    }
+                    return Ok(value);
+                }
+                Err(ArchiveError::Cancelled) if self.stopping() => return Err(NodeError::Stopped),
+                Err(error) if !waits(&error) => return Err(error.into()),
+                Err(error) => {
+                    if !said {
+                        tracing::warn!(%error, "the archive cannot be used: waiting for it before serving");
+                        said = true;
+                    }
+                    self.service.update(|parts| parts.waiting_for = Some(error.to_string()));
+                }
+            }
+            if self.stopping() {
+                return Err(NodeError::Stopped);
+            }
+            self.store.commits().pause(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Mounts, takes the role, starts what runs beside.
+    fn begin(&self, writer: &Arc<Writer>) -> Result<Serving, NodeError> {
+        if self.stopping() {
+            return Err(NodeError::Stopped);
+        }
+        self.store.set_role(Role::Primary);
+        let notices = self.notices.clone();
+        let ended = move || drop(notices.send(Notice::Unmounted));
+        let mount = Arc::new(Mount::start(&self.options.mount, Arc::clone(&self.store), ended)?);
+        let publisher = Arc::new(self.start_publisher(writer)?);
+        let upkeep = self.start_upkeep()?;
+        self.service.update(|parts| {
+            parts.stage = Stage::Serving;
+            parts.mount = Some(Arc::clone(&mount));
+            parts.publisher = Some(Arc::clone(&publisher));
+        });
+        tracing::info!(dir = %mount.dir().display(), passthrough = mount.passthrough(), "serving");
+        let supervisor = self.start_exec()?;
+        Ok(Serving { mount, publisher, upkeep, supervisor })
+    }
+
+    fn start_publisher(&self, writer: &Arc<Writer>) -> Result<Publisher, NodeError> {
+        let (poke, notices) = (self.poke.clone(), self.notices.clone());
+        let events = self.service.events.clone();
+        self.store.commits().watch(move |commit| {
+            if events.listeners() > 0 {
+                let meta = &commit.meta;
+                events.publish(Event::Tx {
+                    db: meta.db.clone(),
+                    data: TxData {
+                        txid: meta.post.txid,
+                        post_apply_checksum: meta.post.checksum,
+                        page_size: meta.page_size.get(),
+                        commit: meta.commit,
+                        timestamp: meta.timestamp,
+                    },
+                });
+            }
+        });
+        Publisher::start(Setup {
+            store: Arc::clone(&self.store),
+            writer: Arc::clone(writer),
+            interval: self.options.sync_interval,
+            codec: self.options.archive.codec,
+            node: self.store.node_id(),
+            after_put: Box::new(move || poke.poke()),
+            on_end: Box::new(move |error| drop(notices.send(Notice::Failed(error.into())))),
+        })
+        .map_err(NodeError::io("starting the publisher"))
+    }
+
+    fn start_upkeep(&self) -> Result<Upkeep, NodeError> {
+        let (store, retention): (Arc<Store>, LogRetention) = (Arc::clone(&self.store), self.options.log_retention);
+        Upkeep::start(self.poke.clone(), move || {
+            if let Err(error) = store.keep_log(retention) {
+                tracing::warn!(%error, "upkeep of the change log failed: tried again after the next commit");
+            }
+        })
+        .map_err(NodeError::io("starting the upkeep"))
+    }
+
+    fn start_exec(&self) -> Result<Option<Supervisor>, NodeError> {
+        if self.options.exec.is_empty() {
+            return Ok(None);
+        }
+        let (store, candidate, notices) = (Arc::clone(&self.store), self.options.candidate, self.notices.clone());
+        let standing = move || exec::Standing { candidate, primary: store.role() == Role::Primary };
+        let ended = move |ended| drop(notices.send(Notice::Exec(ended)));
+        Supervisor::start(self.options.exec.clone(), standing, ended)
+            .map(Some)
+            .map_err(NodeError::io("starting the commands"))
+    }
+
+    /// Waits for what ends the node.
+    fn attend(&self, serving: &Serving, inbox: &mpsc::Receiver<Notice>) -> Result<u8, NodeError> {
+        while let Ok(notice) = inbox.recv() {
+            match notice {
+                Notice::Signal(SIGTERM | SIGINT | SIGQUIT) => {
+                    tracing::info!("asked to stop");
+                    return Ok(0);
+                }
+                Notice::Signal(signal) => {
+                    if let Some(supervisor) = &serving.supervisor {
+                        supervisor.forward(signal);
+                    }
+                }
+                Notice::Exec(exec::Ended::Code(code)) => {
+                    tracing::info!(code, "the commands have ended: stopping");
+                    return Ok(code);
+                }
+                Notice::Exec(exec::Ended::Idle) => {}
+                Notice::Unmounted => {
+                    tracing::warn!("the mount was unmounted from outside: stopping");
+                    return Ok(0);
+                }
+                Notice::Failed(error) => return Err(error),
+            }
+        }
+        Ok(0)
+    }
+
+    /// The way down: nobody writes any more, everything goes to the archive.
+    fn end(&self, serving: Serving, result: Result<u8, NodeError>) -> Result<u8, NodeError> {
+        let deadline = Instant::now() + self.options.shutdown_timeout;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        self.service.update(|parts| {
+            parts.stage = Stage::Stopping;
+            parts.mount = None;
+        });
+        let mut code = result;
+        if let Some(supervisor) = serving.supervisor {
+            let ended = supervisor.stop(left() / 2);
+            if let (Ok(0), exec::Ended::Code(ended)) = (&code, ended) {
+                code = Ok(ended);
+            }
+        }
+        if let Err(error) = serving.mount.unmount(left() / 4) {
+            tracing::error!(%error, "unmounting failed");
+        }
+        drop(serving.mount);
+        for database in self.store.databases() {
+            if let Err(error) = database.current_pos() {
+                tracing::error!(db = %database.name(), %error, "the last transactions could not be captured: they are in its files, and are captured at the next start");
+            }
+        }
+        let drained = serving.publisher.drain(left());
+        let standing = serving.publisher.standing();
+        self.service.update(|parts| parts.publisher = None);
+        drop(serving.publisher);
+        drop(serving.upkeep);
+        let count = self.store.commits().unpublished();
+        if code.is_ok() && !drained && count > 0 {
+            return Err(NodeError::Unarchived {
+                count,
+                why: standing.error.unwrap_or_else(|| "storage.shutdown-timeout was over".to_owned()),
+                dir: self.store.dir().display().to_string(),
+            });
+        }
+        code
+    }
+
+    fn close(self, result: Result<u8, NodeError>) -> Result<u8, NodeError> {
+        let saved = self.store.checkpoint();
+        self.server.stop(Duration::from_secs(2));
+        let code = match result {
+            Err(NodeError::Stopped) => Ok(0),
+            result => result,
+        };
+        saved.map_err(NodeError::from).and(code)
+    }
+}
+
+/// Whether waiting may mend it: the storage is out of reach, or refuses for reasons
+/// that are mended there (rights, a full disk).
+fn waits(error: &ArchiveError) -> bool {
+    error.is_transient()
+}
+
+fn boot_id() -> Result<String, NodeError> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let id = std::fs::read_to_string(PATH).map_err(NodeError::io(format!("reading {PATH}")))?;
+    Ok(id.trim().to_owned())
+}
+
+fn recreate(dir: &std::path::Path) -> Result<(), NodeError> {
+    let failed = || NodeError::io(format!("preparing {}", dir.display()));
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed()(error)),
+        _ => {}
+    }
+    std::fs::create_dir_all(dir).map_err(failed())
+}
