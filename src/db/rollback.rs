@@ -126,7 +126,10 @@ impl Database {
             file.read_upto(&mut bytes, 0).map_err(DbError::io("read", self.path(FileKind::Database)))?;
         if let Some(header) = header::Header::parse(&bytes[..read]) {
             let pages = by_len(header.page_size)?;
-            return Ok(Some((header.page_size, header.pages().filter(|stated| *stated < pages).unwrap_or(pages))));
+            return Ok(Some((
+                header.page_size,
+                header.pages().filter(|stated| *stated < pages).unwrap_or(pages),
+            )));
         }
         if let Some(size) = state.page_size {
             return Ok(Some((size, by_len(size)?)));

@@ -125,7 +125,9 @@ pub(super) fn align(
                      restored from the archive"
                 );
                 match standing {
-                    Some(standing) if standing.is_dropped() => database.apply_drop(goal(standing.pos, standing))?,
+                    Some(standing) if standing.is_dropped() => {
+                        database.apply_drop(goal(standing.pos, standing))?
+                    }
                     Some(_) => restore(archive, head, &database, watch)?,
                     None => return Err(unsure(&name)),
                 }
@@ -235,13 +237,22 @@ mod tests {
         let cut = |txid| Local { incomplete: true, ..local(txid) };
         assert_eq!(decide(cut(3), Some(&at(9, 2)), Relation::Ancestor), Action::CatchUp);
         assert_eq!(decide(cut(3), Some(&at(9, 2)), Relation::Unknown), Action::Restore);
-        assert_eq!(decide(Local { pos: Pos::ZERO, ..cut(0) }, Some(&at(9, 2)), Relation::Unknown), Action::Restore);
+        assert_eq!(
+            decide(Local { pos: Pos::ZERO, ..cut(0) }, Some(&at(9, 2)), Relation::Unknown),
+            Action::Restore
+        );
     }
 
     #[test]
     fn what_an_empty_archive_lacks_is_published() {
-        assert_eq!(decide(Local { waiting_from: Some(Pos::ZERO), ..local(4) }, None, Relation::Unknown), Action::Publish);
-        assert_eq!(decide(Local { waiting_from: Some(pos(2)), ..local(4) }, None, Relation::Unknown), Action::PublishWhole);
+        assert_eq!(
+            decide(Local { waiting_from: Some(Pos::ZERO), ..local(4) }, None, Relation::Unknown),
+            Action::Publish
+        );
+        assert_eq!(
+            decide(Local { waiting_from: Some(pos(2)), ..local(4) }, None, Relation::Unknown),
+            Action::PublishWhole
+        );
         assert_eq!(decide(local(4), None, Relation::Unknown), Action::PublishWhole);
     }
 }

@@ -45,11 +45,13 @@ pub(super) fn import(
     copy_body(body, &mut file)?;
     drop(file);
     let mut first = [0; header::HEADER_LEN];
-    let read = File::open(&temporary.0).and_then(|file| crate::sqlite::ReadAt::read_upto(&file, &mut first, 0));
+    let read =
+        File::open(&temporary.0).and_then(|file| crate::sqlite::ReadAt::read_upto(&file, &mut first, 0));
     let read = read.map_err(|error| failed("reading", error))?;
     if header::Header::parse(first.get(..read).unwrap_or_default()).is_none() {
         return Err(ServiceError::BadInput(
-            "what was sent is no SQLite database (its header is not readable); nothing was changed".to_owned(),
+            "what was sent is no SQLite database (its header is not readable); nothing was changed"
+                .to_owned(),
         ));
     }
     copy_in_child(&temporary.0, target)
@@ -91,7 +93,9 @@ fn copy_in_child(source: &Path, target: &Path) -> Result<(), ServiceError> {
         return Ok(());
     }
     let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(ServiceError::Failed(format!("copying the database into the mount failed: {why}; nothing was changed")))
+    Err(ServiceError::Failed(format!(
+        "copying the database into the mount failed: {why}; nothing was changed"
+    )))
 }
 
 /// The hidden command `internal-copy`: copies database `source` over `target` as one

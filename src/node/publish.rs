@@ -68,7 +68,8 @@ impl Publisher {
             hurry: AtomicBool::new(false),
         });
         let inner = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("litefs-publish".to_owned()).spawn(move || inner.run())?;
+        let thread =
+            std::thread::Builder::new().name("litefs-publish".to_owned()).spawn(move || inner.run())?;
         Ok(Publisher { shared, thread: Some(thread) })
     }
 
@@ -132,7 +133,9 @@ impl Shared {
     fn pace(&self, last: Option<Instant>) {
         let Some(due) = last.map(|last| last + self.setup.interval) else { return };
         while !self.stopping() && !self.hurry.load(Ordering::Acquire) {
-            let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else { return };
+            let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                return;
+            };
             self.setup.store.commits().pause(left);
         }
     }
@@ -189,7 +192,9 @@ impl Shared {
             }
             // Rights, credentials and a full or lost archive are mended from outside.
             Err(PutError::Unreachable(error)) => Err(Trouble::Later(error.to_string())),
-            Err(PutError::Refused(crate::archive::ArchiveError::Object(error))) => Err(Trouble::Later(error.to_string())),
+            Err(PutError::Refused(crate::archive::ArchiveError::Object(error))) => {
+                Err(Trouble::Later(error.to_string()))
+            }
             Err(error) => Err(Trouble::Never(error)),
         }
     }
@@ -197,10 +202,7 @@ impl Shared {
     fn encode(&self, batch: &[Committed]) -> Result<Vec<ChangeSet>, EncodeError> {
         let spool = &self.setup.writer.archive().options().spool;
         let style = Style { codec: self.setup.codec, node: self.setup.node, spool };
-        batch
-            .iter()
-            .map(|commit| change_set(&self.setup.store.log().read(commit.place)?, &style))
-            .collect()
+        batch.iter().map(|commit| change_set(&self.setup.store.log().read(commit.place)?, &style)).collect()
     }
 
     fn set(&self, state: ArchiveState, error: Option<String>) {

@@ -85,7 +85,11 @@ struct Serving {
 }
 
 impl Node {
-    fn open(mut options: NodeOptions, notices: mpsc::Sender<Notice>, stop: Arc<AtomicBool>) -> Result<Node, NodeError> {
+    fn open(
+        mut options: NodeOptions,
+        notices: mpsc::Sender<Notice>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Node, NodeError> {
         let storage = Arc::new(Counted::new(Arc::clone(&options.storage)));
         options.storage = Arc::clone(&storage) as Arc<dyn ObjectStore>;
         let started = Instant::now();
@@ -134,7 +138,9 @@ impl Node {
 
     /// Reads the archive's head, brings every database to it, and seals the log.
     fn join(&self) -> Result<Writer, NodeError> {
-        let archive = self.persist(|| Archive::open_or_init(Arc::clone(&self.options.storage), self.options.archive.clone()))?;
+        let archive = self.persist(|| {
+            Archive::open_or_init(Arc::clone(&self.options.storage), self.options.archive.clone())
+        })?;
         self.check_cluster(&archive)?;
         let (head, wholes) = self.persist(|| {
             let head = archive.head()?;
@@ -181,8 +187,10 @@ impl Node {
                 node: self.store.node_id(),
                 spool: &self.options.archive.spool,
             };
-            let failed = |error: &dyn std::fmt::Display| NodeError::Align { db: name.clone(), why: error.to_string() };
-            let set = whole(name, &image, self.options.clock.now(), &style).map_err(|error| failed(&error))?;
+            let failed =
+                |error: &dyn std::fmt::Display| NodeError::Align { db: name.clone(), why: error.to_string() };
+            let set =
+                whole(name, &image, self.options.clock.now(), &style).map_err(|error| failed(&error))?;
             self.persist(|| match writer.put(std::slice::from_ref(&set)) {
                 Ok(_) => Ok(Ok(())),
                 Err(PutError::Unreachable(error)) => Err(error.into()),
@@ -278,7 +286,8 @@ impl Node {
     }
 
     fn start_upkeep(&self) -> Result<Upkeep, NodeError> {
-        let (store, retention): (Arc<Store>, LogRetention) = (Arc::clone(&self.store), self.options.log_retention);
+        let (store, retention): (Arc<Store>, LogRetention) =
+            (Arc::clone(&self.store), self.options.log_retention);
         Upkeep::start(self.poke.clone(), move || {
             if let Err(error) = store.keep_log(retention) {
                 tracing::warn!(%error, "upkeep of the change log failed: tried again after the next commit");
@@ -291,7 +300,8 @@ impl Node {
         if self.options.exec.is_empty() {
             return Ok(None);
         }
-        let (store, candidate, notices) = (Arc::clone(&self.store), self.options.candidate, self.notices.clone());
+        let (store, candidate, notices) =
+            (Arc::clone(&self.store), self.options.candidate, self.notices.clone());
         let standing = move || exec::Standing { candidate, primary: store.role() == Role::Primary };
         let ended = move |ended| drop(notices.send(Notice::Exec(ended)));
         Supervisor::start(self.options.exec.clone(), standing, ended)

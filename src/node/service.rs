@@ -12,8 +12,8 @@ use crate::db::Database;
 use crate::fuse::Mount;
 use crate::object::{Counted, ObjectStore, Totals};
 use crate::peer::{
-    ArchiveState, ArchiveStatus, DatabaseStatus, Events, Export, Health, Info, MountStatus, Primary, Role, Service,
-    ServiceError, Status, Subscription,
+    ArchiveState, ArchiveStatus, DatabaseStatus, Events, Export, Health, Info, MountStatus, Primary, Role,
+    Service, ServiceError, Status, Subscription,
 };
 use crate::store::{self, Store};
 use crate::words::{DbName, Pos, Timestamp};
@@ -106,8 +106,7 @@ impl NodeService {
         let name = database.name().clone();
         let (page_size, pages) = database.shape();
         let writer = self.parts(|parts| parts.writer.clone());
-        let standing =
-            writer.and_then(|writer| writer.with_head(|head| head.standing(&name).copied()));
+        let standing = writer.and_then(|writer| writer.with_head(|head| head.standing(&name).copied()));
         DatabaseStatus {
             pos: database.pos(),
             page_size,
@@ -125,7 +124,9 @@ impl NodeService {
 impl Service for NodeService {
     fn info(&self) -> Info {
         let primary = match self.store.role() {
-            store::Role::Replica { primary: Some(hostname) } => Some(Primary { hostname, advertise_url: None }),
+            store::Role::Replica { primary: Some(hostname) } => {
+                Some(Primary { hostname, advertise_url: None })
+            }
             store::Role::Primary | store::Role::Replica { primary: None } => None,
         };
         Info {
@@ -200,7 +201,9 @@ impl Service for NodeService {
 
     fn import(&self, db: &DbName, body: &mut dyn Read) -> Result<Pos, ServiceError> {
         if self.parts(|parts| parts.stage) != Stage::Serving {
-            return Err(ServiceError::NotReady("the node is not serving yet; try again when it is".to_owned()));
+            return Err(ServiceError::NotReady(
+                "the node is not serving yet; try again when it is".to_owned(),
+            ));
         }
         if self.store.role() != store::Role::Primary {
             return Err(ServiceError::NotPrimary { primary: self.primary() });

@@ -42,7 +42,8 @@ impl Upkeep {
             loop {
                 let state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
                 let idle = |state: &mut State| !state.poked && !state.stop;
-                let mut state = shared.changed.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner);
+                let mut state =
+                    shared.changed.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner);
                 if state.stop {
                     return;
                 }
