@@ -166,6 +166,96 @@ fn ltx_commands_look_into_files_and_apply_them() {
     assert!(err.contains("none.ltx"), "{err}");
 }
 
+/// An archive in `dir/archive` with one database of two transactions; its URL.
+fn archive(dir: &Path) -> String {
+    use litefs::archive::{Archive, ChangeSet, Options, Writer};
+    use litefs::words::{DbName, Epoch, NodeId};
+
+    let url = format!("file://{}/archive", dir.display());
+    let store = litefs::object::from_url(&url, &litefs::object::Options::default()).expect("a store");
+    let archive = Archive::open_or_init(store, Options::default()).expect("an archive");
+    let writer = Writer::seal(&archive, Epoch::new(1), NodeId::new(1)).expect("a writer");
+    let (one, two) = change_sets();
+    let db = DbName::new("dir/a.db").expect("a name");
+    for ltx in [one, two] {
+        let set = ChangeSet::new(db.clone(), ltx.into()).expect("a change set");
+        writer.put(&[set]).expect("put");
+    }
+    url
+}
+
+#[test]
+fn history_and_restore_give_every_point_without_a_node() {
+    let dir = scratch();
+    let url = archive(dir.path());
+    let at = |args: &[&str], code| run(dir.path(), &[args, &["--storage", &url]].concat(), code);
+
+    let (out, _) = at(&["history"], 0);
+    assert!(out.contains("dir/a.db") && out.contains("0000000000000002/"), "{out}");
+    let (out, _) = at(&["history", "--name", "dir/a.db", "--json"], 0);
+    let points: serde_json::Value = serde_json::from_str(&out).expect("json");
+    assert_eq!(points.as_array().map(Vec::len), Some(2), "{out}");
+    assert_eq!(points[0]["txid"], "0000000000000001");
+    let (out, _) = at(&["history", "--name", "dir/a.db", "--from", "1h"], 0);
+    assert!(out.contains("no restore points"), "{out}");
+    let (_, err) = at(&["history", "--name", "none.db"], 1);
+    assert!(err.contains("none.db"), "{err}");
+
+    let byte = |file: &str| std::fs::read(dir.path().join(file)).expect(file)[600];
+    at(&["restore", "--name", "dir/a.db", "-o", "latest.db"], 0);
+    at(&["restore", "--name", "dir/a.db", "-o", "first.db", "--txid", "1"], 0);
+    at(&["restore", "--name", "dir/a.db", "-o", "then.db", "--timestamp", "2023-11-14T22:13:20Z"], 0);
+    assert_eq!((byte("latest.db"), byte("first.db"), byte("then.db")), (3, 2, 3));
+    let (_, err) = at(&["restore", "--name", "dir/a.db", "-o", "no.db", "--txid", "9"], 1);
+    assert!(err.contains("history"), "{err}");
+    let (_, err) =
+        at(&["restore", "--name", "dir/a.db", "-o", "no.db", "--timestamp", "2020-01-01T00:00:00Z"], 1);
+    assert!(err.contains("2020-01-01"), "{err}");
+    assert!(!dir.path().join("no.db").exists());
+
+    let (_, err) = at(&["restore", "--name", "dir/a.db", "-o", "latest.db", "--txid", "1"], 2);
+    assert!(err.contains("--force") && byte("latest.db") == 3, "{err}");
+    at(&["restore", "--name", "dir/a.db", "-o", "latest.db", "--txid", "1", "--force"], 0);
+    assert_eq!(byte("latest.db"), 2);
+    at(&["restore", "--all", "-o", "out"], 0);
+    assert_eq!(byte("out/dir/a.db"), 3);
+}
+
+#[test]
+fn verify_exits_with_1_and_names_what_is_damaged() {
+    let dir = scratch();
+    let url = archive(dir.path());
+    let at = |args: &[&str], code| run(dir.path(), &[args, &["--storage", &url]].concat(), code);
+    at(&["verify"], 0);
+    let (out, _) = at(&["verify", "--deep"], 0);
+    assert!(out.starts_with("1 database: "), "{out}");
+    at(&["verify", "--name", "none.db"], 1);
+
+    let last = dir.path().join("archive/log/0000000000000003");
+    let mut bytes = std::fs::read(&last).expect("the last segment");
+    let inside = bytes.len() - 30;
+    bytes[inside] ^= 1;
+    std::fs::write(&last, &bytes).expect("damage it");
+    let (out, err) = at(&["verify", "--deep"], 1);
+    assert!(out.contains("0000000000000003") && err.contains("1 fault"), "{out}\n{err}");
+    let (_, err) = at(&["restore", "--name", "dir/a.db", "-o", "a.db"], 1);
+    assert!(err.contains("0000000000000003"), "{err}");
+    assert!(!dir.path().join("a.db").exists());
+}
+
+#[test]
+fn ltx_commands_take_segments_of_the_log() {
+    let dir = scratch();
+    archive(dir.path());
+    let segments = ["archive/log/0000000000000002", "archive/log/0000000000000003"];
+    let (out, _) = run(dir.path(), &[&["ltx", "list"], &segments[..]].concat(), 0);
+    assert!(out.contains("[dir/a.db 0000000000000001-0000000000000001]"), "{out}");
+    run(dir.path(), &[&["ltx", "apply", "--db", "a.db"], &segments[..]].concat(), 0);
+    assert_eq!(std::fs::read(dir.path().join("a.db")).expect("read")[600], 3);
+    let other = ["ltx", "list", "--name", "other.db", segments[0]];
+    assert_eq!(run(dir.path(), &other, 0).0.lines().count(), 1);
+}
+
 /// Two pages of 512 bytes, and a change of the second.
 fn change_sets() -> (Vec<u8>, Vec<u8>) {
     use litefs::ltx::{Codec, Encoder, Form, Header};

@@ -28,8 +28,12 @@ pub enum Command {
     Promote(Remote),
     /// Make a node give the lease to another one
     Handoff(Handoff),
+    /// List the databases of the archive, or the restore points of one
+    History(History),
     /// Restore databases from the archive into files
     Restore(Restore),
+    /// Check the archive: gaps, overlaps, checksums
+    Verify(Verify),
     /// Look into change sets and log segments
     #[command(subcommand)]
     Ltx(Ltx),
@@ -129,6 +133,36 @@ pub struct Place {
     /// The archive: file:///path, s3://bucket/prefix?endpoint=…&region=…
     #[arg(long, value_name = "URL")]
     pub storage: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct History {
+    /// One database; else a list of all
+    #[arg(long, value_name = "DB")]
+    pub name: Option<String>,
+    /// From when on: RFC 3339, or a duration ago (2h)
+    #[arg(long, value_name = "T", requires = "name")]
+    pub from: Option<String>,
+    /// Until when
+    #[arg(long, value_name = "T", requires = "name")]
+    pub to: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Read and check every change set, not only that they are there
+    #[arg(long)]
+    pub deep: bool,
+    /// One database; else all
+    #[arg(long, value_name = "DB")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub place: Place,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod change_sets;
 mod check;
 mod destination;
 mod error;
+mod history;
 mod ltx;
 mod place;
 mod progress;
@@ -17,6 +18,7 @@ mod status;
 mod table;
 mod time;
 mod transfer;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -48,6 +50,8 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Promote(args) => role::promote(&args),
         Command::Handoff(args) => role::handoff(&args),
         Command::Restore(args) => restore::restore(&args),
+        Command::History(args) => history::history(&args),
+        Command::Verify(args) => verify::verify(&args),
         Command::Ltx(command) => ltx::ltx(&command),
         Command::Config(args::Config::Check { file, no_expand_env }) => {
             check::check(file.as_deref(), !no_expand_env)
