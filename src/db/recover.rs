@@ -135,7 +135,10 @@ impl Database {
         if since == Since::Reboot {
             self.redo(state, &tail.committed)?;
         }
+        // Without a dirty page the file is not ahead of the position; in WAL mode it is
+        // behind, and shorter.
         if !state.whole
+            && !state.dirty.is_empty()
             && let Some(built) = self.build_rollback(state)?
         {
             self.commit_change(state, &built.change, built.afresh)?;
