@@ -14,6 +14,8 @@ pub mod object;
 
 pub mod db;
 
+pub mod lease;
+
 pub mod archive;
 
 pub mod store;
