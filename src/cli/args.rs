@@ -16,6 +16,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the node: recover, restore to the head, mount, run the commands
+    Mount(Mount),
     /// Run a command if this node is the right one for it
     Run(Run),
     /// Show what a node is and where its databases stand
@@ -47,6 +49,27 @@ pub enum Command {
     },
     /// Print the version
     Version,
+    /// The node's own: copies one database over another in one transaction
+    #[command(hide = true)]
+    InternalCopy {
+        /// The database
+        source: PathBuf,
+        /// The one that becomes like it
+        target: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// The configuration; else ./litefs.toml, ~/litefs.toml, /etc/litefs.toml
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Take $ in the configuration as it is
+    #[arg(long)]
+    pub no_expand_env: bool,
+    /// A command to run instead of those of [[exec]]
+    #[arg(last = true, value_name = "CMD")]
+    pub exec: Vec<String>,
 }
 
 /// Which node a command talks to.

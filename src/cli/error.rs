@@ -11,8 +11,10 @@ pub enum CliError {
     Usage(String),
     /// It failed: exit code 1.
     Failed(anyhow::Error),
-    /// What is wrong was printed already: exit code 1.
-    Told,
+    /// Going on would not be safe: exit code 99.
+    Unsafe(anyhow::Error),
+    /// What is wrong was said already; the exit code.
+    Told(u8),
 }
 
 impl CliError {
@@ -20,7 +22,9 @@ impl CliError {
     pub fn code(&self) -> u8 {
         match self {
             CliError::Usage(_) => 2,
-            CliError::Failed(_) | CliError::Told => 1,
+            CliError::Failed(_) => 1,
+            CliError::Unsafe(_) => 99,
+            CliError::Told(code) => *code,
         }
     }
 
@@ -29,8 +33,8 @@ impl CliError {
     pub fn text(&self) -> Option<String> {
         match self {
             CliError::Usage(text) => Some(text.clone()),
-            CliError::Failed(error) => Some(error.to_string()),
-            CliError::Told => None,
+            CliError::Failed(error) | CliError::Unsafe(error) => Some(error.to_string()),
+            CliError::Told(_) => None,
         }
     }
 

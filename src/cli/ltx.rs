@@ -135,7 +135,7 @@ fn verify(found: &[Found]) -> Result<(), CliError> {
             }
         }
     }
-    if bad { Err(CliError::Told) } else { Ok(()) }
+    if bad { Err(CliError::Told(1)) } else { Ok(()) }
 }
 
 fn apply(path: &Path, found: &[Found]) -> Result<(), CliError> {

@@ -8,6 +8,7 @@ mod destination;
 mod error;
 mod history;
 mod ltx;
+mod mount;
 mod place;
 mod progress;
 mod remote;
@@ -43,6 +44,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<ExitCode, CliError> {
     match command {
+        Command::Mount(args) => return mount::mount(args),
         Command::Run(args) => run::run(&args),
         Command::Status(args) => status::status(&args),
         Command::Import(args) => transfer::import(&args),
@@ -59,6 +61,9 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "litefs", &mut std::io::stdout());
             Ok(())
+        }
+        Command::InternalCopy { source, target } => {
+            crate::node::internal_copy(&source, &target).map_err(Into::into)
         }
         Command::Version => {
             println!("litefs {}", env!("CARGO_PKG_VERSION"));

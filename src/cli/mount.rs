@@ -1,0 +1,108 @@
+//! `litefs mount`: from the configuration to the node's options, and the log. Must
+//! not know how a node runs.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{self, Config, Encoding, LogFormat, OnUnreachable, Passthrough};
+use crate::ltx::Codec;
+use crate::node::{self, NodeError, NodeOptions};
+use crate::store::LogRetention;
+use crate::words::{Faults, SystemClock};
+use crate::{archive, exec, fuse};
+
+use super::args::Mount;
+use super::error::CliError;
+use super::place;
+
+pub fn mount(args: Mount) -> Result<ExitCode, CliError> {
+    let mut config = Config::load(&config::find(args.config.as_deref())?, !args.no_expand_env)?;
+    if !args.exec.is_empty() {
+        config.exec = vec![exec::Command::from_words(args.exec).map_err(CliError::usage)?];
+    }
+    let options = options(&config)?;
+    start_log(&config.log);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"), config = %config.file.display(), archive = %config.storage.url,
+        "litefs starts"
+    );
+    match node::run(options) {
+        Ok(code) => Ok(ExitCode::from(code)),
+        Err(error) if config.log.format == LogFormat::Json => {
+            tracing::error!(%error, "the node failed");
+            Err(CliError::Told(code_of(&error)))
+        }
+        Err(error) if error.is_unsafe() => Err(CliError::Unsafe(error.into())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn code_of(error: &NodeError) -> u8 {
+    if error.is_unsafe() { 99 } else { 1 }
+}
+
+fn options(config: &Config) -> Result<NodeOptions, CliError> {
+    let Config { fuse, data, storage, lease, http, .. } = config;
+    let clock = Arc::new(SystemClock);
+    let faults = std::env::var("LITEFS_FAULTS").unwrap_or_default();
+    let faults = Faults::parse(&faults).map_err(|why| CliError::usage(format!("LITEFS_FAULTS: {why}")))?;
+    Ok(NodeOptions {
+        mount: fuse::MountOptions {
+            dir: fuse.dir.clone(),
+            allow_other: fuse.allow_other,
+            passthrough: match fuse.passthrough {
+                Passthrough::Auto => fuse::Passthrough::Auto,
+                Passthrough::Off => fuse::Passthrough::Off,
+            },
+        },
+        data: data.dir.clone(),
+        log_retention: LogRetention { age: data.retention, size: data.retention_size },
+        storage: place::configured(config)?.open()?,
+        archive: archive::Options {
+            retention: storage.retention,
+            snapshot_interval: storage.snapshot_interval,
+            codec: match storage.encoding {
+                Encoding::Zstd { level } => Codec::Zstd { level },
+                Encoding::Lz4 => Codec::Lz4,
+            },
+            clock: clock.clone(),
+            faults: faults.clone(),
+            ..archive::Options::default()
+        },
+        sync_interval: storage.sync_interval,
+        on_unreachable: match storage.on_unreachable {
+            OnUnreachable::Wait | OnUnreachable::ServeStale => node::OnUnreachable::Wait,
+        },
+        shutdown_timeout: storage.shutdown_timeout,
+        hostname: lease.hostname.clone(),
+        candidate: lease.candidate,
+        http: (http.addr, http.token.as_ref().map(|token| token.reveal().to_owned())),
+        exec: config.exec.clone(),
+        clock,
+        faults,
+    })
+}
+
+/// The log goes to standard error. A bare level is litefs's own; of its libraries
+/// only what is wrong is of interest.
+fn start_log(log: &config::Log) {
+    let bare = log.level.bytes().all(|byte| byte.is_ascii_alphabetic());
+    let quiet = matches!(log.level.as_str(), "error" | "off");
+    let filter = match bare && !quiet {
+        true => EnvFilter::new(format!("warn,litefs={}", log.level)),
+        false => EnvFilter::new(&log.level),
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    // It fails only if there is one already: once a process, this is the only place.
+    let _ = match log.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
