@@ -6,6 +6,7 @@
 mod align;
 mod encode;
 mod error;
+mod images;
 mod import;
 mod options;
 mod publish;

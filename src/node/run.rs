@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::archive::{Archive, ArchiveError, Progress, PutError, Writer};
+use crate::archive::{Archive, ArchiveError, Occasion, Progress, PutError, Writer};
 use crate::exec::{self, Supervisor};
 use crate::fuse::Mount;
 use crate::object::{Counted, ObjectStore};
@@ -22,6 +22,7 @@ use crate::words::{DbName, NodeId};
 
 use super::align::align;
 use super::encode::{Style, whole};
+use super::images::Images;
 use super::publish::{Publisher, Setup};
 use super::service::{NodeService, Parts, Stage};
 use super::upkeep::{Poke, Upkeep};
@@ -244,7 +245,7 @@ impl Node {
         let ended = move || drop(notices.send(Notice::Unmounted));
         let mount = Arc::new(Mount::start(&self.options.mount, Arc::clone(&self.store), ended)?);
         let publisher = Arc::new(self.start_publisher(writer)?);
-        let upkeep = self.start_upkeep()?;
+        let upkeep = self.start_upkeep(writer)?;
         self.service.update(|parts| {
             parts.stage = Stage::Serving;
             parts.mount = Some(Arc::clone(&mount));
@@ -285,12 +286,19 @@ impl Node {
         .map_err(NodeError::io("starting the publisher"))
     }
 
-    fn start_upkeep(&self) -> Result<Upkeep, NodeError> {
-        let (store, retention): (Arc<Store>, LogRetention) =
-            (Arc::clone(&self.store), self.options.log_retention);
+    fn start_upkeep(&self, writer: &Arc<Writer>) -> Result<Upkeep, NodeError> {
+        let (store, writer) = (Arc::clone(&self.store), Arc::clone(writer));
+        let (retention, notices): (LogRetention, _) = (self.options.log_retention, self.notices.clone());
         Upkeep::start(self.poke.clone(), move || {
             if let Err(error) = store.keep_log(retention) {
                 tracing::warn!(%error, "upkeep of the change log failed: tried again after the next commit");
+            }
+            match writer.upkeep(Occasion::Running, &Images(&store)) {
+                Ok(_) => {}
+                Err(error @ PutError::Fenced { .. }) => drop(notices.send(Notice::Failed(error.into()))),
+                Err(error) => {
+                    tracing::warn!(%error, "upkeep of the archive failed: tried again after the next commit")
+                }
             }
         })
         .map_err(NodeError::io("starting the upkeep"))
@@ -363,6 +371,9 @@ impl Node {
         }
         let drained = serving.publisher.drain(left());
         let standing = serving.publisher.standing();
+        if drained && is_ours(&code) {
+            self.compact(left());
+        }
         self.service.update(|parts| parts.publisher = None);
         drop(serving.publisher);
         drop(serving.upkeep);
@@ -377,6 +388,17 @@ impl Node {
         code
     }
 
+    /// Compacts the session's tail, so that the next cold start reads almost nothing.
+    fn compact(&self, patience: Duration) {
+        let Some(writer) = self.service.parts(|parts| parts.writer.clone()) else { return };
+        if patience < Duration::from_secs(1) {
+            return;
+        }
+        if let Err(error) = writer.upkeep(Occasion::Stopping, &Images(&self.store)) {
+            tracing::warn!(%error, "the archive's tail was not compacted: the next start reads more, nothing is lost");
+        }
+    }
+
     fn close(self, result: Result<u8, NodeError>) -> Result<u8, NodeError> {
         let saved = self.store.checkpoint();
         self.server.stop(Duration::from_secs(2));
@@ -386,6 +408,11 @@ impl Node {
         };
         saved.map_err(NodeError::from).and(code)
     }
+}
+
+/// Whether the archive is still this node's to write.
+fn is_ours(result: &Result<u8, NodeError>) -> bool {
+    !matches!(result, Err(NodeError::Put(_)))
 }
 
 /// Whether waiting may mend it: the storage is out of reach, or refuses for reasons
