@@ -8,7 +8,8 @@ mod s3_server;
 use std::sync::Arc;
 
 use litefs::object::{
-    Counted, Faulty, FileStore, KeyPair, MemoryStore, ObjectStore, Options, S3Store, from_url,
+    Counted, Faulty, FileStore, KeyPair, MemoryStore, ObjectStore, Options, S3Store, check_conditions,
+    from_url,
 };
 use object_conformance::{Effort, run};
 use s3_server::{Quirks, S3Server};
@@ -63,25 +64,32 @@ fn an_s3_store_conforms_where_etags_are_compared_without_quotes_and_ranges_ignor
     run(&store, &other, "t", Effort { threads: 8, rounds: 5 });
 }
 
-/// A server outside, named by LITEFS_TEST_S3_URL, _KEY and _SECRET (scripts/minio.sh
-/// starts one; scripts/test always does).
-#[test]
-fn the_s3_server_named_in_the_environment_conforms() {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let Some(url) = variable("LITEFS_TEST_S3_URL") else {
-        eprintln!("NOT RUN: no LITEFS_TEST_S3_URL; eval \"$(scripts/minio.sh start)\" starts a server");
+/// A server outside, named by `{name}_URL`, `_KEY` and `_SECRET`, which `script` starts
+/// and prints; scripts/test always does.
+fn conforms_outside(name: &str, script: &str) {
+    let variable = |part: &str| std::env::var(format!("{name}_{part}")).ok().filter(|text| !text.is_empty());
+    let Some(url) = variable("URL") else {
+        eprintln!("NOT RUN: no {name}_URL; eval \"$({script} start)\" starts a server");
         return;
     };
-    let pair = KeyPair {
-        id: variable("LITEFS_TEST_S3_KEY").expect("LITEFS_TEST_S3_KEY"),
-        secret: variable("LITEFS_TEST_S3_SECRET").expect("LITEFS_TEST_S3_SECRET"),
-    };
+    let pair = KeyPair { id: variable("KEY").expect("a key"), secret: variable("SECRET").expect("a secret") };
     let options = Options { credentials: Some(pair), ..Options::default() };
     let store = from_url(&url, &options).expect("a store");
     let other = from_url(&url, &options).expect("a store");
     let area = format!("run-{:016x}", rand::random::<u64>());
+    check_conditions(&store).expect("safe for a lease");
     run(&store, &other, &area, Effort { threads: 8, rounds: 5 });
     for left in store.list(&format!("{area}/"), None).expect("list") {
         store.delete(&left.key).expect("delete");
     }
+}
+
+#[test]
+fn minio_conforms() {
+    conforms_outside("LITEFS_TEST_S3", "scripts/minio.sh");
+}
+
+#[test]
+fn ministack_conforms() {
+    conforms_outside("LITEFS_TEST_S3_SECOND", "scripts/ministack.sh");
 }

@@ -3,9 +3,9 @@
 //!
 //! Why two nodes never hold it at once: a holder counts its term from before it sent
 //! the put that began or renewed it, less a margin; another waits, from after it first
-//! saw that object, for the term and a margin, by its own clock, and then puts on
-//! condition that the object has not changed. No two clocks are compared; only their
-//! rates must agree within the margin.
+//! saw that object, for the whole term by its own clock, and then puts on condition
+//! that the object has not changed. No two clocks are compared; only their rates must
+//! agree within the margin.
 
 use std::time::Duration;
 
@@ -253,9 +253,7 @@ impl Machine {
             State::Released => Some(seen.since),
             State::Given { to } if to == self.me.node => Some(seen.since),
             State::Held if seen.own => Some(seen.since),
-            State::Held | State::Given { .. } => {
-                Some(seen.since.saturating_add(record.ttl()).saturating_add(record.ttl() / MARGIN))
-            }
+            State::Held | State::Given { .. } => Some(seen.since.saturating_add(record.ttl())),
         }
     }
 

@@ -25,7 +25,8 @@ pub struct StorageLeaseOptions {
     pub member: Member,
     /// How long a term holds without renewal.
     pub ttl: Duration,
-    /// How often a node that wants the lease looks at it while another has it.
+    /// How often a node that wants the lease looks at it while another has it: it takes
+    /// a dead holder's lease over at most a time to live and this after it died.
     pub poll: Duration,
     /// The clock.
     pub clock: Arc<dyn Clock>,

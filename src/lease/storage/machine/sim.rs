@@ -87,7 +87,7 @@ impl World {
             turn: 0,
             in_flight: false,
             frozen_until: 0,
-            rate: random.random_range(0.93..1.07),
+            rate: random.random_range(0.96..1.04),
             offset: MS * random.random_range(0..1_000_000),
             term: None,
         });

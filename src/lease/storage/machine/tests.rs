@@ -88,7 +88,7 @@ fn another_holders_term_is_waited_out_by_ones_own_clock() {
     let held = Some((record(1, 4, State::Held), etag(9)));
     read(&mut machine, S * 100, held.clone());
     assert_eq!(machine.standing(S * 100).holder, Holder::Other { member: member(1), epoch: Epoch::new(4) });
-    let free = S * 111;
+    let free = S * 110;
     let mut now = S * 100;
     while now < free {
         match machine.next(now) {
@@ -106,8 +106,8 @@ fn a_renewal_begins_the_wait_anew() {
     let mut machine = machine(2);
     machine.want(hold());
     read(&mut machine, S * 100, Some((record(1, 4, State::Held), etag(9))));
-    read(&mut machine, S * 110, Some((record(1, 4, State::Held), etag(10))));
-    let later = S * 111 + S / 2;
+    read(&mut machine, S * 109, Some((record(1, 4, State::Held), etag(10))));
+    let later = S * 110 + S * 3 / 2;
     read(&mut machine, later, Some((record(1, 4, State::Held), etag(10))));
     assert!(matches!(machine.next(later), Step::WaitUntil(_)));
 }
