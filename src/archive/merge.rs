@@ -8,11 +8,11 @@ use super::Archive;
 use super::change::Change;
 use super::error::ArchiveError;
 use super::plan::Plan;
-use super::read::{Data, Ltx};
+use super::read::{Data, Decoders, Ltx};
 use super::restore::{Select, frame};
 use super::sink::{Progress, Watch};
 use super::spool::{SpoolWriter, Spooled};
-use crate::ltx::{Codec, Encoder, Form, FrameDecoder, Header};
+use crate::ltx::{Codec, Encoder, Form, Header};
 use crate::words::{Pgno, Pos, Timestamp};
 
 /// So much of a remote object is fetched at once. One of each input is held.
@@ -31,7 +31,6 @@ pub struct Merged {
 struct Input<'a> {
     archive: &'a Archive,
     ltx: Ltx,
-    decoder: FrameDecoder,
     /// Of a remote one: what was fetched and is still needed, and from where on.
     window: BytesMut,
     at: u64,
@@ -68,11 +67,13 @@ impl Archive {
         let what = format!("(merging {})", plan.db);
         let mut encoder = Encoder::new(spool, header).map_err(named(&what))?;
         let mut page = Vec::new();
+        let mut decoders = Decoders::default();
         for (done, ((pgno, offset, len), at)) in frames.iter().enumerate() {
             go_on(watch, done, frames.len())?;
             let Some(input) = inputs.get_mut(*at) else { continue };
             let bytes = input.frame(*offset, *len)?;
-            let payload = input.decoder.decode(*pgno, &bytes, &mut page).map_err(named(&input.ltx.key))?;
+            let decoder = decoders.of(&input.ltx.header);
+            let payload = decoder.decode(*pgno, &bytes, &mut page).map_err(named(&input.ltx.key))?;
             encoder.copy(*pgno, &page, payload).map_err(named(&what))?;
         }
         for input in inputs {
@@ -161,9 +162,8 @@ fn header(plan: &Plan, pre: Pos, codec: Codec) -> Header {
 
 impl<'a> Input<'a> {
     fn new(archive: &'a Archive, ltx: Ltx) -> Input<'a> {
-        let decoder = FrameDecoder::new(ltx.header.clone());
         let digest = Digest::new(CrcAlgorithm::Crc64Nvme);
-        Input { archive, ltx, decoder, window: BytesMut::new(), at: 0, digest }
+        Input { archive, ltx, window: BytesMut::new(), at: 0, digest }
     }
 
     /// The frame at `offset`; frames are asked for in ascending order.

@@ -282,8 +282,7 @@ impl Job<'_> {
             }
         }
         let stretches = stretches(self.head, upto);
-        let made =
-            in_parallel(self.archive.options.parallel / 2, &stretches, |stretch| self.stretch(stretch));
+        let made = in_parallel(self.archive.options.parallel, &stretches, |stretch| self.stretch(stretch));
         for (stretch, made) in stretches.iter().zip(made) {
             edit.add.extend(made?.into_iter().map(|object| (stretch.db.clone(), object)));
         }

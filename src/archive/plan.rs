@@ -255,12 +255,13 @@ pub fn relate(head: &Head, db: &DbName, pos: Pos, packs: &Packs) -> Need<Relatio
     }
 }
 
-/// Everything that holds history of `db`, the newest last.
+/// Everything that holds history of `db`, by its first transaction.
 fn pieces(head: &Head, db: &DbName) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = head.objects(db).iter().map(of_object).collect();
     for tail in head.tail() {
         pieces.extend(of_segment(tail, db));
     }
+    pieces.sort_by_key(|piece| piece.step.change.pre.txid);
     pieces
 }
 
@@ -343,14 +344,23 @@ fn path(
 ) -> Result<Need<Vec<Step>>, ArchiveError> {
     let mut steps: Vec<Step> = Vec::new();
     let mut at = from;
+    let mut rest = pieces.iter().peekable();
+    let mut best: Option<&Piece> = None;
     while at < to {
-        let begins = |change: &Change| change.pre.txid <= at && at < change.max();
-        let usable = pieces.iter().filter(|p| begins(&p.step.change) && p.step.change.max() <= to);
-        if let Some(best) = usable.max_by_key(|p| (p.step.change.max(), !p.is_pack())) {
+        // Pieces are sorted by their begin; the best of those that begin in time is
+        // kept while more of them come into reach.
+        while let Some(piece) = rest.next_if(|piece| piece.step.change.pre.txid <= at) {
+            let reach = |piece: &Piece| (piece.step.change.max(), !piece.is_pack());
+            if piece.step.change.max() <= to && best.is_none_or(|best| reach(best) <= reach(piece)) {
+                best = Some(piece);
+            }
+        }
+        if let Some(best) = best.filter(|best| best.step.change.max() > at) {
             at = best.step.change.max();
             join(&mut steps, best.step.clone());
             continue;
         }
+        let begins = |change: &Change| change.pre.txid <= at && at < change.max();
         let Some(pack) = pieces.iter().find(|p| p.is_pack() && begins(&p.step.change)) else {
             let why = format!("nothing in it takes database {db} from TXID {at} on");
             return Err(ArchiveError::damaged(keys::MANIFEST, why));

@@ -13,8 +13,8 @@ use super::head::Head;
 use super::manifest::ObjectRef;
 use super::pack::{self, PackFault};
 use super::plan::{self, Need, Packs, Part, Plan, Relation, Source, Step, Target};
-use crate::ltx::{HEADER_LEN, Header, Index, Located, TAIL_LEN};
-use crate::words::{DbName, Pos};
+use crate::ltx::{Codec, FrameDecoder, HEADER_LEN, Header, Index, Located, TAIL_LEN};
+use crate::words::{DbName, PageSize, Pos};
 
 /// LTX objects up to this size are read whole.
 const WHOLE: u64 = 1 << 20;
@@ -41,6 +41,24 @@ pub(super) enum Data {
         size: u64,
         sum: Option<u64>,
     },
+}
+
+/// Decoders of frames, kept: to set one up costs more than to decode some pages, and
+/// there may be thousands of small change sets.
+#[derive(Default)]
+pub(super) struct Decoders(Vec<(PageSize, std::mem::Discriminant<Codec>, FrameDecoder)>);
+
+impl Decoders {
+    /// The decoder for frames of a file with this header.
+    pub(super) fn of(&mut self, header: &Header) -> &mut FrameDecoder {
+        let codec = std::mem::discriminant(&header.codec);
+        let is_it = |kept: &(PageSize, _, _)| kept.0 == header.page_size && kept.1 == codec;
+        let at = self.0.iter().position(is_it).unwrap_or(self.0.len());
+        if at == self.0.len() {
+            self.0.push((header.page_size, codec, FrameDecoder::new(header.clone())));
+        }
+        &mut self.0[at].2
+    }
 }
 
 impl Archive {

@@ -12,10 +12,9 @@ use parking_lot::Mutex;
 use super::Archive;
 use super::error::ArchiveError;
 use super::load::in_parallel;
-use super::plan::{Plan, Step};
-use super::read::{Data, Ltx};
+use super::plan::{Plan, Source, Step};
+use super::read::{Data, Decoders, Ltx};
 use super::sink::{PageSink, Progress, Watch};
-use crate::ltx::FrameDecoder;
 use crate::words::{Checksum, PageSum, Pgno};
 
 /// So much of a large object is fetched at once…
@@ -105,8 +104,10 @@ impl Archive {
         while !rest.is_empty() {
             let mut size = 0;
             let count = rest.iter().rev().take_while(|step| {
-                let fits = size == 0 || size + step.size.min(FETCH) <= AHEAD;
-                size += step.size.min(FETCH);
+                let is_object = matches!(step.source, Source::Object { .. });
+                let held = if is_object { step.size.min(FETCH) } else { step.size };
+                let fits = size == 0 || size + held <= AHEAD;
+                size += held;
                 fits
             });
             let (older, group) = rest.split_at(rest.len() - count.count());
@@ -220,12 +221,13 @@ impl Shared<'_> {
 
     fn work(&self, receiver: &Receiver<Work>) {
         let mut sum = Checksum::EMPTY;
+        let mut decoders = Decoders::default();
         // The queue is emptied even after a failure, so that the sender never waits.
         for work in receiver {
             if self.stop.load(Ordering::Relaxed) {
                 continue;
             }
-            match self.decode(&work) {
+            match self.decode(&work, &mut decoders) {
                 Ok(pages) => sum = xor(sum, pages),
                 Err(error) => self.fail(error),
             }
@@ -234,7 +236,7 @@ impl Shared<'_> {
         result.0 = xor(result.0, sum);
     }
 
-    fn decode(&self, work: &Work) -> Result<Checksum, ArchiveError> {
+    fn decode(&self, work: &Work, decoders: &mut Decoders) -> Result<Checksum, ArchiveError> {
         let (Some(first), Some(last)) = (work.frames.first(), work.frames.last()) else {
             return Ok(Checksum::EMPTY);
         };
@@ -246,7 +248,7 @@ impl Shared<'_> {
                 (self.archive.store.get_range(&ltx.key, first.1, len)?, first.1)
             }
         };
-        let mut decoder = FrameDecoder::new(ltx.header.clone());
+        let decoder = decoders.of(&ltx.header);
         let mut page = Vec::new();
         let mut sum = Checksum::EMPTY;
         let mut read = 0;

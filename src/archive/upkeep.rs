@@ -13,6 +13,7 @@ use super::change::{Change, Place};
 use super::head::{Head, Standing};
 use super::manifest::{Database, Kind, ObjectRef};
 use super::{Options, keys};
+use crate::ltx::Codec;
 use crate::words::{DbName, Seq, Timestamp};
 
 /// When upkeep runs.
@@ -186,9 +187,14 @@ fn is_superseded(object: &ObjectRef, others: &[ObjectRef]) -> bool {
 }
 
 fn snapshot_is_due(database: &Database, stands: &Standing, occasion: Occasion, options: &Options) -> bool {
-    let full = database.objects.iter().filter(|object| object.is_full());
-    let Some(last) = full.max_by_key(|object| object.change.max()) else { return false };
-    if stands.is_dropped() || last.change.max() >= database.pos.txid {
+    // Litestream does not see change sets that are objects of their own.
+    let sees = |object: &&ObjectRef| options.codec != Codec::Lz4 || object.kind != Kind::Change;
+    let full = database.objects.iter().filter(|object| object.is_full()).filter(sees);
+    if stands.is_dropped() || database.objects.is_empty() {
+        return false;
+    }
+    let Some(last) = full.max_by_key(|object| object.change.max()) else { return true };
+    if last.change.max() >= database.pos.txid {
         return false;
     }
     let since: u64 = database
