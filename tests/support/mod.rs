@@ -6,6 +6,7 @@
 pub mod api;
 pub mod content;
 pub mod drivers;
+pub mod mounted;
 pub mod node;
 pub mod process;
 pub mod scratch;

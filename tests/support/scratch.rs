@@ -16,6 +16,11 @@ impl Scratch {
         Scratch(dir.expect("create a scratch directory").keep())
     }
 
+    /// That of another process, for one that is going to be killed.
+    pub fn at(path: PathBuf) -> Scratch {
+        Scratch(path)
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.0
