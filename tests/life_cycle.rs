@@ -1,0 +1,172 @@
+//! A node's life on a real mount: the commands that it runs, signals, exit codes,
+//! kill -9, and the commands that talk to it.
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use support::{Node, Scratch, Settings, can_mount, drivers, process, wait_for};
+
+/// A node whose `[[exec]]` are shell scripts; `MNT` in them is the mount.
+fn node(scratch: &Scratch, scripts: &[&str]) -> Node {
+    let mount = scratch.path().join("mnt");
+    let section = |script: &&str| {
+        let script = script.replace("MNT", &mount.display().to_string());
+        format!("[[exec]]\ncmd = [\"sh\", \"-c\", '''{script}''']\n")
+    };
+    // A lone $ is an error in litefs.toml, so the scripts write it twice.
+    let more = scripts.iter().map(section).collect::<String>().replace('$', "$$");
+    Node::new(scratch.path(), Settings { more, ..Settings::default() })
+}
+
+fn text(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+fn litefs(node: &Node, args: &[&str]) -> process::Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_litefs"));
+    process::run(command.args(args).args(["--config"]).arg(node.config()))
+}
+
+#[test]
+fn commands_run_in_order_once_the_databases_are_there() {
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new("exec");
+    let out = scratch.join("out");
+    let count = format!("sqlite3 MNT/app.db 'select count(*) from t' > {}; exit 5", out.display());
+    let migrate = "sqlite3 MNT/app.db 'create table if not exists t(x); insert into t values (1)'";
+    let mut node = node(&scratch, &[migrate, &count]);
+    for start in 1..=3 {
+        node.spawn();
+        assert_eq!(node.wait_end().code(), Some(5), "the last command's code is the node's");
+        assert_eq!(text(&out).trim(), start.to_string(), "what was committed before was there again");
+        assert!(!node.is_mounted());
+        node.wipe_data();
+    }
+}
+
+#[test]
+fn a_failing_migration_ends_the_node_with_its_code() {
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new("migration");
+    let never = scratch.join("never");
+    let mut node = node(&scratch, &["exit 3", &format!("touch {}", never.display())]);
+    node.spawn();
+    assert_eq!(node.wait_end().code(), Some(3));
+    assert!(!never.exists() && !node.is_mounted());
+}
+
+#[test]
+fn what_a_command_writes_on_sigterm_is_archived() {
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new("sigterm");
+    let ready = scratch.join("ready");
+    let script = format!(
+        "sqlite3 MNT/a.db 'create table t(x)'; trap \"sqlite3 MNT/a.db 'insert into t values (7)'; exit 4\" TERM; \
+         echo ready > {}; while :; do sleep 0.02; done",
+        ready.display()
+    );
+    let mut node = node(&scratch, &[&script]);
+    node.start();
+    wait_for("the command is ready", || (text(&ready) == "ready\n").then_some(()));
+    node.signal(rustix::process::Signal::TERM);
+    assert_eq!(node.wait_end().code(), Some(4), "the command's code is the node's");
+    assert!(!node.is_mounted());
+    node.wipe_data();
+
+    let restored = scratch.join("restored.db");
+    let restore = ["restore", "--name", "a.db", "-o", &restored.display().to_string()];
+    let output = litefs(&node, &restore);
+    assert_eq!(output.code(), Some(0), "{}", output.stderr);
+    assert!(drivers::dump(&restored).contains("VALUES(7)"), "{}", drivers::dump(&restored));
+}
+
+#[test]
+fn after_kill_nine_no_command_is_left_and_the_next_start_works() {
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new("kill");
+    let pids = scratch.join("pids");
+    let script = format!(
+        "sqlite3 MNT/a.db 'create table if not exists t(x); insert into t values (1)'; \
+         sh -c 'echo $$ >> {0}; exec sleep 1000' & echo $$ >> {0}; wait",
+        pids.display()
+    );
+    let mut node = node(&scratch, &[&script]);
+    node.start();
+    let listed = wait_for("both processes are there", || {
+        let listed = text(&pids);
+        (listed.lines().count() == 2).then_some(listed)
+    });
+    node.kill();
+    wait_for("both processes are gone", || listed.lines().all(|pid| !lives(pid)).then_some(()));
+    // Same directories, same port, the dead mount still in place.
+    node.start();
+    let rows = wait_for("the second insert", || {
+        let output =
+            process::run(Command::new("sqlite3").arg(node.file("a.db")).arg("select count(*) from t"));
+        (output.stdout.trim() == "2").then_some(output.stdout)
+    });
+    assert_eq!(rows.trim(), "2");
+    node.kill();
+}
+
+/// Whether a process runs; a zombie does not.
+fn lives(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
+}
+
+#[test]
+fn the_commands_talk_to_the_node_of_the_configuration() {
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new("commands");
+    let mut node = node(&scratch, &[]);
+    node.start();
+    let (plain, out) = (scratch.join("plain.db"), scratch.join("out.db"));
+    let source = rusqlite::Connection::open(&plain).expect("open");
+    source.execute_batch("create table t(x); insert into t values ('imported')").expect("write");
+    drop(source);
+    let (plain_name, out_name) = (plain.display().to_string(), out.display().to_string());
+
+    let import = litefs(&node, &["import", "--name", "dir/b.db", &plain_name]);
+    assert_eq!(import.code(), Some(0), "{}", import.stderr);
+    assert!(drivers::dump(&node.file("dir/b.db")).contains("imported"));
+    let status = litefs(&node, &["status"]);
+    assert!(status.stdout.contains("primary") && status.stdout.contains("dir/b.db"), "{}", status.stdout);
+    let status = litefs(&node, &["status", "--json"]).stdout;
+    let status: serde_json::Value = serde_json::from_str(&status).expect("json");
+    assert_eq!(status["databases"][0]["name"], "dir/b.db");
+
+    let export = litefs(&node, &["export", "--name", "dir/b.db", &out_name]);
+    assert_eq!(export.code(), Some(0), "{}", export.stderr);
+    assert_eq!(drivers::dump(&out), drivers::dump(&plain));
+    assert_eq!(litefs(&node, &["export", "--name", "dir/b.db", &out_name]).code(), Some(2));
+    assert_eq!(litefs(&node, &["export", "--name", "none.db", "--force", &out_name]).code(), Some(1));
+    assert_eq!(drivers::dump(&out), drivers::dump(&plain), "a failed export leaves the file as it was");
+
+    let junk = scratch.join("junk.db");
+    std::fs::write(&junk, vec![7; 100_000]).expect("write");
+    let refused = litefs(&node, &["import", "--name", "dir/b.db", &junk.display().to_string()]);
+    assert!(refused.code() == Some(1) && refused.stderr.contains("no SQLite database"), "{}", refused.stderr);
+    assert!(drivers::dump(&node.file("dir/b.db")).contains("imported"));
+
+    assert_eq!(litefs(&node, &["promote"]).code(), Some(0));
+    let handoff = litefs(&node, &["handoff", "other"]);
+    assert!(handoff.code() == Some(1) && handoff.stderr.contains("static"), "{}", handoff.stderr);
+    let mut run = Command::new(env!("CARGO_BIN_EXE_litefs"));
+    let run =
+        process::run(run.args(["run", "--if-primary", "--url", &node.url(), "--", "sh", "-c", "exit 6"]));
+    assert_eq!(run.code(), Some(6));
+    node.stop();
+}
