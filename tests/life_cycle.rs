@@ -170,3 +170,82 @@ fn the_commands_talk_to_the_node_of_the_configuration() {
     assert_eq!(run.code(), Some(6));
     node.stop();
 }
+
+/// A node in `dir` with the repository's configuration, on another port; killed when
+/// dropped.
+struct Plain {
+    child: std::process::Child,
+    mount: std::path::PathBuf,
+}
+
+impl Plain {
+    fn start(dir: &Path) -> Plain {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log");
+        let child = Command::new(env!("CARGO_BIN_EXE_litefs"))
+            .arg("mount")
+            .current_dir(dir)
+            .stdin(std::process::Stdio::null())
+            .stdout(log.try_clone().expect("duplicate the log"))
+            .stderr(log)
+            .spawn();
+        let mut node = Plain { child: child.expect("start litefs"), mount: dir.join("run/mnt") };
+        wait_for("the node serves", || {
+            let ended = node.child.try_wait().expect("ask for its state");
+            assert!(ended.is_none(), "the node ended: {}", text(&dir.join("log")));
+            text(&dir.join("log")).contains(" serving dir=").then_some(())
+        });
+        node
+    }
+
+    fn stop(mut self) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = pid.expect("a process id");
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signal the node");
+        assert_eq!(process::wait(&mut self.child).and_then(|status| status.code()), Some(0));
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        support::node::unmount(&self.mount);
+    }
+}
+
+#[test]
+fn the_readmes_commands_do_what_it_says() {
+    if !can_mount() {
+        return;
+    }
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let scratch = Scratch::new("readme");
+    let config = text(&repository.join("litefs.toml"));
+    assert!(config.contains("127.0.0.1:20202"));
+    // The port may be taken on this machine.
+    std::fs::write(scratch.join("litefs.toml"), config.replace(":20202", ":0")).expect("write");
+    let readme = text(&repository.join("README.md"));
+    let section = readme.split("## Two commands").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let commands: Vec<&str> =
+        section.expect("the section").lines().filter_map(|l| l.strip_prefix("    ")).collect();
+    assert_eq!(commands.len(), 5, "{commands:?}");
+
+    let (mut node, mut last) = (None, String::new());
+    for command in commands {
+        if command.starts_with("cargo run --release -- mount") {
+            std::fs::write(scratch.join("log"), "").expect("empty the log");
+            node = Some(Plain::start(scratch.path()));
+            continue;
+        }
+        if command.starts_with("rm ")
+            && let Some(node) = node.take()
+        {
+            node.stop();
+        }
+        let output = process::run(Command::new("sh").args(["-c", command]).current_dir(scratch.path()));
+        assert_eq!(output.code(), Some(0), "{command}: {}", output.stderr);
+        last = output.stdout;
+    }
+    assert_eq!(last, "1\n", "the row is back");
+    node.expect("a node").stop();
+}
