@@ -171,19 +171,19 @@ fn the_commands_talk_to_the_node_of_the_configuration() {
     node.stop();
 }
 
-/// A node in `dir` with the repository's configuration, on another port; killed when
-/// dropped.
+/// A node with the litefs.toml in `dir`; killed when dropped.
 struct Plain {
     child: std::process::Child,
     mount: std::path::PathBuf,
 }
 
 impl Plain {
-    fn start(dir: &Path) -> Plain {
+    fn start(dir: &Path, env: &[(&str, String)]) -> Plain {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log");
         let child = Command::new(env!("CARGO_BIN_EXE_litefs"))
             .arg("mount")
             .current_dir(dir)
+            .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone().expect("duplicate the log"))
             .stderr(log)
@@ -234,7 +234,7 @@ fn the_readmes_commands_do_what_it_says() {
     for command in commands {
         if command.starts_with("cargo run --release -- mount") {
             std::fs::write(scratch.join("log"), "").expect("empty the log");
-            node = Some(Plain::start(scratch.path()));
+            node = Some(Plain::start(scratch.path(), &[]));
             continue;
         }
         if command.starts_with("rm ")
@@ -248,4 +248,49 @@ fn the_readmes_commands_do_what_it_says() {
     }
     assert_eq!(last, "1\n", "the row is back");
     node.expect("a node").stop();
+}
+
+#[test]
+fn a_node_on_s3_comes_back_onto_an_empty_disk() {
+    let setting = |name: &str| std::env::var(format!("LITEFS_TEST_S3_{name}")).ok();
+    let (Some(url), Some(key), Some(secret)) = (setting("URL"), setting("KEY"), setting("SECRET")) else {
+        eprintln!("SKIPPED: LITEFS_TEST_S3_URL, _KEY, _SECRET are not set; scripts/minio.sh sets them");
+        return;
+    };
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new("s3");
+    // A part of the bucket of its own: the directory's name is unique.
+    let prefix = scratch.path().file_name().expect("a name").to_string_lossy().into_owned();
+    let url = url.replacen('?', &format!("/{prefix}?"), 1);
+    let config = format!(
+        "[fuse]\ndir = \"./run/mnt\"\n[data]\ndir = \"./run/data\"\n[storage]\nurl = \"{url}\"\n\
+         [http]\naddr = \"127.0.0.1:0\"\n"
+    );
+    std::fs::write(scratch.join("litefs.toml"), config).expect("write");
+    let env = [("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", secret)];
+    let sqlite3 = |sql: &str| {
+        let output = process::run(Command::new("sqlite3").arg(scratch.join("run/mnt/app.db")).arg(sql));
+        assert_eq!(output.code(), Some(0), "{sql}: {}", output.stderr);
+        output.stdout
+    };
+    for start in 1..=3 {
+        std::fs::write(scratch.join("log"), "").expect("empty the log");
+        let node = Plain::start(scratch.path(), &env);
+        sqlite3("create table if not exists t(x); insert into t values (randomblob(5000))");
+        assert_eq!(sqlite3("select count(*) from t").trim(), start.to_string());
+        node.stop();
+        std::fs::remove_dir_all(scratch.join("run/data")).expect("wipe the disk");
+    }
+    let litefs = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_litefs"));
+        let command = command.args(args).current_dir(scratch.path());
+        process::run(command.envs(env.iter().map(|(name, value)| (name, value))))
+    };
+    let verify = litefs(&["verify", "--deep"]);
+    assert_eq!(verify.code(), Some(0), "{}{}", verify.stdout, verify.stderr);
+    let restore = litefs(&["restore", "--name", "app.db", "-o", "restored.db"]);
+    assert_eq!(restore.code(), Some(0), "{}", restore.stderr);
+    assert_eq!(drivers::integrity(&scratch.join("restored.db")).trim(), "ok");
 }
