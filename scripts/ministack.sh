@@ -41,7 +41,7 @@ start() {
     for _ in 1 2 3 4 5; do
         port=$((20000 + RANDOM % 12000))
         if answers "$port"; then continue; fi
-        GATEWAY_PORT=$port EDGE_PORT=$port SERVICES=s3 setsid "$venv/bin/ministack" >"$dir/log" 2>&1 </dev/null &
+        BIND_HOST=127.0.0.1 GATEWAY_PORT=$port EDGE_PORT=$port SERVICES=s3 setsid "$venv/bin/ministack" >"$dir/log" 2>&1 </dev/null &
         echo $! >"$dir/pid"
         for _ in $(seq 600); do
             if ! alive; then break; fi
