@@ -12,6 +12,7 @@ use litefs::object::{
     KeyPair, Location, MemoryStore, ObjectError, ObjectErrorKind, ObjectStore, Options, PutCond, S3Location,
     S3Store, check_conditions,
 };
+use litefs::words::Timestamp;
 use s3_server::{Quirks, S3Server, Trouble};
 
 const ALWAYS: u64 = u64::MAX;
@@ -203,6 +204,26 @@ fn a_large_upload_survives_the_loss_of_the_last_reply() {
     store.put_file("x", &path).expect("in spite of it");
     assert_eq!(store.head("x").expect("head").expect("there").size, 9 * MIB as u64);
     assert_eq!(server.open_uploads(), 0);
+}
+
+#[test]
+fn a_dated_object_has_its_time_where_litestream_looks_for_it() {
+    let server = S3Server::start();
+    let store = open(&server);
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("file");
+    let made = Timestamp::from_millis(1_700_000_000_123);
+    store.put_dated("a", Bytes::new(), PutCond::IfAbsent, made).expect("put");
+    for (key, size) in [("b", 1), ("c", 9 * MIB)] {
+        std::fs::write(&path, vec![7; size]).expect("write");
+        store.put_file_dated(key, &path, made).expect("put file");
+    }
+    for key in ["p/a", "p/b", "p/c"] {
+        let time = server.metadata(key, "litestream-timestamp");
+        assert_eq!(time.as_deref(), Some("2023-11-14T22:13:20.123Z"), "{key}");
+    }
+    put(&store, "d", PutCond::Always).expect("put");
+    assert_eq!(server.metadata("p/d", "litestream-timestamp"), None);
 }
 
 #[test]

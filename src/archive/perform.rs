@@ -349,7 +349,7 @@ impl Job<'_> {
         let object =
             ObjectRef { key, kind: Kind::Pack, change, first: first.timestamp, size, sum: Some(sum) };
         self.archive.pass("archive.upload")?;
-        match self.archive.upload_bytes(&object.key, bytes.clone(), sum)? {
+        match self.archive.upload_bytes(&object.key, bytes.clone(), sum, change.timestamp)? {
             Uploaded::Ours => Ok(object),
             Uploaded::Other(size) => self.take_over(object, size, |key| {
                 self.archive.store.put(key, bytes, PutCond::Always).map(drop).map_err(Into::into)
@@ -369,10 +369,10 @@ impl Job<'_> {
         let key = key_of(db, kind, change);
         let object = ObjectRef { key, kind, change: *change, first, size: file.size, sum: Some(file.sum) };
         self.archive.pass("archive.upload")?;
-        match self.archive.upload(&object.key, file)? {
+        match self.archive.upload(&object.key, file, change.timestamp)? {
             Uploaded::Ours => Ok(object),
             Uploaded::Other(size) => self.take_over(object, size, |key| {
-                self.archive.store.put_file(key, file.path()).map_err(Into::into)
+                self.archive.store.put_file_dated(key, file.path(), change.timestamp).map_err(Into::into)
             }),
         }
     }

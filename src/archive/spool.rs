@@ -10,6 +10,7 @@ use crc_fast::{CrcAlgorithm, Digest};
 use super::Archive;
 use super::error::ArchiveError;
 use crate::object::{ObjectError, ObjectErrorKind, PutCond};
+use crate::words::Timestamp;
 
 /// Up to this size a file is uploaded from memory, under a condition.
 const SMALL: u64 = 8 << 20;
@@ -97,18 +98,26 @@ pub(super) enum Uploaded {
 }
 
 impl Archive {
-    /// Uploads a file to a key that nothing names yet. What lies there already is
-    /// not replaced.
-    pub(super) fn upload(&self, key: &str, file: &Spooled) -> Result<Uploaded, ArchiveError> {
+    /// Uploads a file, of what was last changed at `made`, to a key that nothing names
+    /// yet. What lies there already is not replaced.
+    pub(super) fn upload(
+        &self,
+        key: &str,
+        file: &Spooled,
+        made: Timestamp,
+    ) -> Result<Uploaded, ArchiveError> {
         if file.size > SMALL {
             return match self.store.head(key)? {
                 Some(info) => self.compare(key, info.size, file),
-                None => self.store.put_file(key, &file.path).map(|()| Uploaded::Ours).map_err(Into::into),
+                None => {
+                    self.store.put_file_dated(key, &file.path, made)?;
+                    Ok(Uploaded::Ours)
+                }
             };
         }
         let attempt = format!("reading {}", file.path.display());
         let bytes = std::fs::read(&file.path).map_err(ArchiveError::local(attempt))?;
-        self.upload_bytes(key, bytes.into(), file.sum)
+        self.upload_bytes(key, bytes.into(), file.sum, made)
     }
 
     /// As `upload`, from memory.
@@ -117,8 +126,9 @@ impl Archive {
         key: &str,
         bytes: bytes::Bytes,
         sum: u64,
+        made: Timestamp,
     ) -> Result<Uploaded, ArchiveError> {
-        match self.store.put(key, bytes, PutCond::IfAbsent) {
+        match self.store.put_dated(key, bytes, PutCond::IfAbsent, made) {
             Ok(_) => Ok(Uploaded::Ours),
             Err(error) if matches!(error.kind, ObjectErrorKind::Precondition | ObjectErrorKind::Unknown) => {
                 match self.store.get(key)? {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Etag, Object, ObjectError, ObjectInfo, ObjectStore, Op, PutCond};
+use crate::words::Timestamp;
 
 /// A store that counts.
 pub struct Counted {
@@ -160,6 +161,16 @@ impl ObjectStore for Counted {
     fn put_file(&self, key: &str, path: &Path) -> Result<(), ObjectError> {
         let size = std::fs::metadata(path).map_or(0, |meta| meta.len());
         self.counts.note(Op::PutFile, self.inner.put_file(key, path), |()| size)
+    }
+
+    fn put_dated(&self, key: &str, body: Bytes, cond: PutCond, made: Timestamp) -> Result<Etag, ObjectError> {
+        let size = body.len() as u64;
+        self.counts.note(Op::Put, self.inner.put_dated(key, body, cond, made), |_| size)
+    }
+
+    fn put_file_dated(&self, key: &str, path: &Path, made: Timestamp) -> Result<(), ObjectError> {
+        let size = std::fs::metadata(path).map_or(0, |meta| meta.len());
+        self.counts.note(Op::PutFile, self.inner.put_file_dated(key, path, made), |()| size)
     }
 
     fn delete(&self, key: &str) -> Result<(), ObjectError> {

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::{Etag, Object, ObjectError, ObjectErrorKind, ObjectInfo, ObjectStore, Op, PutCond};
+use crate::words::Timestamp;
 
 /// One call on the store, as hooks and the record see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,6 +217,14 @@ impl ObjectStore for Faulty {
 
     fn put_file(&self, key: &str, path: &Path) -> Result<(), ObjectError> {
         self.run(Op::PutFile, key, |store| store.put_file(key, path))
+    }
+
+    fn put_dated(&self, key: &str, body: Bytes, cond: PutCond, made: Timestamp) -> Result<Etag, ObjectError> {
+        self.run(Op::Put, key, |store| store.put_dated(key, body, cond, made))
+    }
+
+    fn put_file_dated(&self, key: &str, path: &Path, made: Timestamp) -> Result<(), ObjectError> {
+        self.run(Op::PutFile, key, |store| store.put_file_dated(key, path, made))
     }
 
     fn delete(&self, key: &str) -> Result<(), ObjectError> {

@@ -26,6 +26,8 @@ pub use s3::S3Store;
 use bytes::Bytes;
 use std::path::Path;
 
+use crate::words::Timestamp;
+
 /// An object's version as the store names it (S3: the ETag, kept verbatim).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Etag(pub String);
@@ -79,6 +81,23 @@ pub trait ObjectStore: Send + Sync {
 
     /// Puts a file of any size, atomically, over whatever is there.
     fn put_file(&self, key: &str, path: &Path) -> Result<(), ObjectError>;
+
+    /// As `put`, noting when what the object holds was made, where the store has a place
+    /// for it that Litestream reads too (S3: metadata; a directory: the file's time).
+    fn put_dated(
+        &self,
+        key: &str,
+        body: Bytes,
+        cond: PutCond,
+        _made: Timestamp,
+    ) -> Result<Etag, ObjectError> {
+        self.put(key, body, cond)
+    }
+
+    /// As `put_file`, with the time as `put_dated` notes it.
+    fn put_file_dated(&self, key: &str, path: &Path, _made: Timestamp) -> Result<(), ObjectError> {
+        self.put_file(key, path)
+    }
 
     /// Deletes an object; one that is not there is no error.
     fn delete(&self, key: &str) -> Result<(), ObjectError>;

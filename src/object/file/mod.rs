@@ -15,6 +15,7 @@ use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 
 use super::{Etag, Object, ObjectError, ObjectErrorKind, ObjectInfo, ObjectStore, PutCond, key};
+use crate::words::Timestamp;
 use root::Root;
 
 /// An object store in a directory. Opening it touches nothing: the directory is
@@ -59,6 +60,38 @@ impl FileStore {
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(failed(error)),
         }
+    }
+
+    fn put_body(
+        &self,
+        key: &str,
+        body: &Bytes,
+        cond: &PutCond,
+        made: Option<Timestamp>,
+    ) -> Result<Etag, ObjectError> {
+        let path = self.path("writing object", key)?;
+        let failed = |error| error::classify(self.attempt("writing", key), &error);
+        self.root.create().map_err(failed)?;
+        let mut temp = self.root.temp().map_err(failed)?;
+        temp.file().write_all(body).map_err(failed)?;
+        temp.finish(made).map_err(failed)?;
+        self.publish(temp, key, &path, cond)?;
+        Ok(etag_of_bytes(body))
+    }
+
+    fn put_copy(&self, key: &str, source: &Path, made: Option<Timestamp>) -> Result<(), ObjectError> {
+        let path = self.path("writing object", key)?;
+        let failed = |error| error::classify(self.attempt("writing", key), &error);
+        let mut from = File::open(source).map_err(|error| ObjectError {
+            kind: ObjectErrorKind::Local,
+            attempt: self.attempt(&format!("reading {} to write it as", source.display()), key),
+            why: error.to_string(),
+        })?;
+        self.root.create().map_err(failed)?;
+        let mut temp = self.root.temp().map_err(failed)?;
+        io::copy(&mut from, temp.file()).map_err(failed)?;
+        temp.finish(made).map_err(failed)?;
+        self.publish(temp, key, &path, &PutCond::Always)
     }
 
     /// Moves a written temporary file to its key, if `cond` holds.
@@ -140,29 +173,19 @@ impl ObjectStore for FileStore {
     }
 
     fn put(&self, key: &str, body: Bytes, cond: PutCond) -> Result<Etag, ObjectError> {
-        let path = self.path("writing object", key)?;
-        let failed = |error| error::classify(self.attempt("writing", key), &error);
-        self.root.create().map_err(failed)?;
-        let mut temp = self.root.temp().map_err(failed)?;
-        temp.file().write_all(&body).map_err(failed)?;
-        temp.file().sync_data().map_err(failed)?;
-        self.publish(temp, key, &path, &cond)?;
-        Ok(etag_of_bytes(&body))
+        self.put_body(key, &body, &cond, None)
     }
 
     fn put_file(&self, key: &str, source: &Path) -> Result<(), ObjectError> {
-        let path = self.path("writing object", key)?;
-        let failed = |error| error::classify(self.attempt("writing", key), &error);
-        let mut from = File::open(source).map_err(|error| ObjectError {
-            kind: ObjectErrorKind::Local,
-            attempt: self.attempt(&format!("reading {} to write it as", source.display()), key),
-            why: error.to_string(),
-        })?;
-        self.root.create().map_err(failed)?;
-        let mut temp = self.root.temp().map_err(failed)?;
-        io::copy(&mut from, temp.file()).map_err(failed)?;
-        temp.file().sync_data().map_err(failed)?;
-        self.publish(temp, key, &path, &PutCond::Always)
+        self.put_copy(key, source, None)
+    }
+
+    fn put_dated(&self, key: &str, body: Bytes, cond: PutCond, made: Timestamp) -> Result<Etag, ObjectError> {
+        self.put_body(key, &body, &cond, Some(made))
+    }
+
+    fn put_file_dated(&self, key: &str, source: &Path, made: Timestamp) -> Result<(), ObjectError> {
+        self.put_copy(key, source, Some(made))
     }
 
     fn delete(&self, key: &str) -> Result<(), ObjectError> {

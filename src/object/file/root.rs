@@ -6,11 +6,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
+
+use crate::words::Timestamp;
 
 /// Marks a directory as a store, and is what the lock is taken on.
 const MARKER: &str = ".litefs-store";
@@ -201,6 +203,14 @@ pub(super) struct Temp {
 impl Temp {
     pub(super) fn file(&mut self) -> &mut File {
         &mut self.file
+    }
+
+    /// Everything is written: makes the content durable, dated if that is asked for.
+    pub(super) fn finish(&mut self, made: Option<Timestamp>) -> io::Result<()> {
+        if let Some(made) = made.and_then(|made| u64::try_from(made.millis()).ok()) {
+            self.file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_millis(made))?;
+        }
+        self.file.sync_all()
     }
 
     /// Gives the file its name, over whatever has it.

@@ -116,3 +116,17 @@ fn a_new_directory_disappears_with_its_last_object() {
     assert!(!dir.path().join("a/b").exists());
     assert!(dir.path().join("a/d").exists());
 }
+
+#[test]
+fn a_dated_object_has_its_time_as_its_files() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = FileStore::new(dir.path());
+    let made = Timestamp::from_millis(1_700_000_000_123);
+    store.put_dated("x", Bytes::from_static(b"1"), PutCond::IfAbsent, made).expect("put");
+    store.put_file_dated("y", &dir.path().join("x"), made).expect("put");
+    for name in ["x", "y"] {
+        let time = fs::metadata(dir.path().join(name)).and_then(|meta| meta.modified()).expect("a time");
+        let millis = time.duration_since(std::time::UNIX_EPOCH).map(|time| time.as_millis());
+        assert_eq!(millis.expect("after 1970"), 1_700_000_000_123);
+    }
+}

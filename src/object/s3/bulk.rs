@@ -14,8 +14,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::Core;
 use super::classify::Attempt;
+use super::write::dated;
 use crate::object::{ObjectError, ObjectErrorKind, PutCond};
-use crate::words::{Clock as _, SystemClock};
+use crate::words::{Clock as _, SystemClock, Timestamp};
 
 /// The size of a part, up and down: large enough that a request's latency does not
 /// count, small enough to be sent again. S3 wants at least 5 MiB.
@@ -31,7 +32,12 @@ const MARK: &str = "litefs-upload";
 const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 impl Core {
-    pub(super) async fn put_file(&self, key: &str, path: &Path) -> Result<(), ObjectError> {
+    pub(super) async fn put_file(
+        &self,
+        key: &str,
+        path: &Path,
+        made: Option<Timestamp>,
+    ) -> Result<(), ObjectError> {
         let attempt = self.writing("writing object", key);
         let unreadable = |error: std::io::Error| {
             attempt.error(ObjectErrorKind::Local, format!("reading {}: {error}", path.display()))
@@ -40,13 +46,13 @@ impl Core {
         let size = file.metadata().map_err(unreadable)?.len();
         if size <= PART {
             let body = read_part(&file, 0, size).await.map_err(unreadable)?;
-            return self.put(key, body, PutCond::Always).await.map(drop);
+            return self.put(key, body, PutCond::Always, made).await.map(drop);
         }
         if !self.orphans_seen.swap(true, Ordering::Relaxed) {
             self.abort_orphans().await;
         }
         let mark = format!("{:032x}", rand::random::<u128>());
-        let upload = self.begin_upload(&attempt, key, &mark).await?;
+        let upload = self.begin_upload(&attempt, key, &mark, made).await?;
         let part_size = PART.max(size.div_ceil(MOST_PARTS).next_multiple_of(1 << 20));
         let sent = futures_util::stream::iter((0..size).step_by(part_size as usize).zip(1..))
             .map(|(offset, number)| {
@@ -75,6 +81,7 @@ impl Core {
         attempt: &Attempt<'_>,
         key: &str,
         mark: &str,
+        made: Option<Timestamp>,
     ) -> Result<String, ObjectError> {
         let clients = self.clients(attempt).await?;
         let request = clients
@@ -82,7 +89,9 @@ impl Core {
             .create_multipart_upload()
             .bucket(&self.place.bucket)
             .key(self.place.full_key(key))
-            .metadata(MARK, mark);
+            .set_metadata(Some(
+                [(MARK.to_owned(), mark.to_owned())].into_iter().chain(made.map(dated)).collect(),
+            ));
         let output = request.send().await.map_err(|error| attempt.classify(&error))?;
         output.upload_id.ok_or_else(|| {
             attempt.error(

@@ -19,6 +19,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::{Etag, Object, ObjectError, ObjectErrorKind, ObjectInfo, ObjectStore, PutCond, S3Location, key};
+use crate::words::Timestamp;
 use classify::Attempt;
 use client::{Clients, Patience};
 use write::Quoting;
@@ -82,6 +83,24 @@ impl S3Store {
             orphans_seen: AtomicBool::new(false),
         };
         Ok(S3Store { runtime: Some(runtime), core: Arc::new(core) })
+    }
+
+    fn put_body(
+        &self,
+        key: &str,
+        body: Bytes,
+        cond: PutCond,
+        made: Option<Timestamp>,
+    ) -> Result<Etag, ObjectError> {
+        key::check("writing object", key)?;
+        let key = key.to_owned();
+        self.wait(|core| async move { core.put(&key, body, cond, made).await })
+    }
+
+    fn put_path(&self, key: &str, path: &Path, made: Option<Timestamp>) -> Result<(), ObjectError> {
+        key::check("writing object", key)?;
+        let (key, path) = (key.to_owned(), path.to_owned());
+        self.wait(|core| async move { core.put_file(&key, &path, made).await })
     }
 
     /// Runs `call` on the store's own threads and waits for it.
@@ -155,15 +174,19 @@ impl ObjectStore for S3Store {
     }
 
     fn put(&self, key: &str, body: Bytes, cond: PutCond) -> Result<Etag, ObjectError> {
-        key::check("writing object", key)?;
-        let key = key.to_owned();
-        self.wait(|core| async move { core.put(&key, body, cond).await })
+        self.put_body(key, body, cond, None)
     }
 
     fn put_file(&self, key: &str, path: &Path) -> Result<(), ObjectError> {
-        key::check("writing object", key)?;
-        let (key, path) = (key.to_owned(), path.to_owned());
-        self.wait(|core| async move { core.put_file(&key, &path).await })
+        self.put_path(key, path, None)
+    }
+
+    fn put_dated(&self, key: &str, body: Bytes, cond: PutCond, made: Timestamp) -> Result<Etag, ObjectError> {
+        self.put_body(key, body, cond, Some(made))
+    }
+
+    fn put_file_dated(&self, key: &str, path: &Path, made: Timestamp) -> Result<(), ObjectError> {
+        self.put_path(key, path, Some(made))
     }
 
     fn delete(&self, key: &str) -> Result<(), ObjectError> {

@@ -1,6 +1,7 @@
 //! Writing to S3: puts with and without conditions, deletes. Must not retry a
 //! conditional put whose reply was lost.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use bytes::Bytes;
 
 use super::Core;
 use crate::object::{Etag, ObjectError, ObjectErrorKind, PutCond};
+use crate::words::Timestamp;
 
 /// How often a conditional put is sent again that met another request on the same
 /// key (409: it was not carried out).
@@ -32,6 +34,18 @@ impl Quoting {
     }
 }
 
+/// What is put.
+#[derive(Clone)]
+struct Content {
+    body: Bytes,
+    made: Option<Timestamp>,
+}
+
+/// The metadata in which Litestream's restore by time looks for when a file was made.
+pub(super) fn dated(made: Timestamp) -> (String, String) {
+    ("litestream-timestamp".to_owned(), made.to_string())
+}
+
 /// A put that failed.
 struct FailedPut {
     /// It met another request on the same key and was not carried out.
@@ -40,24 +54,31 @@ struct FailedPut {
 }
 
 impl Core {
-    pub(super) async fn put(&self, key: &str, body: Bytes, cond: PutCond) -> Result<Etag, ObjectError> {
+    pub(super) async fn put(
+        &self,
+        key: &str,
+        body: Bytes,
+        cond: PutCond,
+        made: Option<Timestamp>,
+    ) -> Result<Etag, ObjectError> {
+        let content = Content { body, made };
         match cond {
             PutCond::Always => {
                 let attempt = self.writing("writing object", key);
                 let clients = self.clients(&attempt).await?;
-                self.send_put(key, clients.upload.put_object(), body).await.map_err(|failed| failed.error)
+                self.send_put(key, clients.upload.put_object(), content).await.map_err(|failed| failed.error)
             }
-            PutCond::IfAbsent => self.put_once(key, body, |put| put.if_none_match("*")).await,
-            PutCond::IfMatch(etag) => self.put_if_match(key, body, etag).await,
+            PutCond::IfAbsent => self.put_once(key, content, |put| put.if_none_match("*")).await,
+            PutCond::IfMatch(etag) => self.put_if_match(key, content, etag).await,
         }
     }
 
-    async fn put_if_match(&self, key: &str, body: Bytes, etag: Etag) -> Result<Etag, ObjectError> {
+    async fn put_if_match(&self, key: &str, content: Content, etag: Etag) -> Result<Etag, ObjectError> {
         let stripped = etag.0.trim_matches('"').to_owned();
         if self.quoting.get() == Quoting::STRIPPED {
-            return self.put_once(key, body, |put| put.if_match(stripped.clone())).await;
+            return self.put_once(key, content, |put| put.if_match(stripped.clone())).await;
         }
-        let quoted = self.put_once(key, body.clone(), |put| put.if_match(etag.0.clone())).await;
+        let quoted = self.put_once(key, content.clone(), |put| put.if_match(etag.0.clone())).await;
         let unmet = match quoted {
             Ok(new) => {
                 self.quoting.learn(Quoting::AS_IS);
@@ -73,7 +94,7 @@ impl Core {
         // hold. If the object still has this ETag, the server compares it without quotes.
         match self.head(key).await {
             Ok(Some((_, current))) if current == etag => {
-                let new = self.put_once(key, body, |put| put.if_match(stripped.clone())).await?;
+                let new = self.put_once(key, content, |put| put.if_match(stripped.clone())).await?;
                 self.quoting.learn(Quoting::STRIPPED);
                 Ok(new)
             }
@@ -87,14 +108,14 @@ impl Core {
     async fn put_once(
         &self,
         key: &str,
-        body: Bytes,
+        content: Content,
         condition: impl Fn(PutObjectFluentBuilder) -> PutObjectFluentBuilder,
     ) -> Result<Etag, ObjectError> {
         let attempt = self.writing("writing object", key);
         let clients = self.clients(&attempt).await?;
         let mut pause = Duration::from_millis(20);
         for _ in 1..CONFLICT_TRIES {
-            match self.send_put(key, condition(clients.once.put_object()), body.clone()).await {
+            match self.send_put(key, condition(clients.once.put_object()), content.clone()).await {
                 Err(failed) if failed.conflict => {
                     tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
                     pause *= 2;
@@ -102,13 +123,19 @@ impl Core {
                 other => return other.map_err(|failed| failed.error),
             }
         }
-        self.send_put(key, condition(clients.once.put_object()), body).await.map_err(|failed| failed.error)
+        self.send_put(key, condition(clients.once.put_object()), content).await.map_err(|failed| failed.error)
     }
 
-    async fn send_put(&self, key: &str, put: PutObjectFluentBuilder, body: Bytes) -> Result<Etag, FailedPut> {
+    async fn send_put(
+        &self,
+        key: &str,
+        put: PutObjectFluentBuilder,
+        content: Content,
+    ) -> Result<Etag, FailedPut> {
         let attempt = self.writing("writing object", key);
         let put = put.bucket(&self.place.bucket).key(self.place.full_key(key));
-        let output = put.body(body.into()).send().await.map_err(|error| {
+        let put = put.set_metadata(content.made.map(|made| HashMap::from([dated(made)])));
+        let output = put.body(content.body.into()).send().await.map_err(|error| {
             let status = error.raw_response().map(|answer| answer.status().as_u16());
             let error = attempt.classify(&error);
             FailedPut { conflict: status == Some(409) && error.kind == ObjectErrorKind::Unreachable, error }

@@ -86,6 +86,10 @@ impl Buckets {
         self.content().begin(key.to_owned(), begun, None);
     }
 
+    pub fn metadata(&self, key: &str, name: &str) -> Option<String> {
+        self.content().objects.get(key)?.metadata.as_ref()?.get(name).cloned()
+    }
+
     fn content(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -172,6 +172,11 @@ impl S3Server {
         self.buckets.open_uploads()
     }
 
+    /// An object's metadata of this name; `key` is the bucket's.
+    pub fn metadata(&self, key: &str, name: &str) -> Option<String> {
+        self.buckets.metadata(key, name)
+    }
+
     /// Leaves an upload behind as of `age` ago.
     pub fn leave_upload(&self, key: &str, age: Duration) {
         self.buckets.leave_upload(key, age);
