@@ -166,6 +166,29 @@ fn ltx_commands_look_into_files_and_apply_them() {
     assert!(err.contains("none.ltx"), "{err}");
 }
 
+#[test]
+fn parked_branches_are_listed_and_taken_out() {
+    let dir = scratch();
+    std::fs::write(
+        dir.path().join("litefs.toml"),
+        "[data]\ndir = \"data\"\n[storage]\nurl = \"file:///x\"\n",
+    )
+    .expect("write");
+    assert!(run(dir.path(), &["parked", "list"], 0).0.contains("no branch"));
+    let branch = dir.path().join("data/parked/a.db-1");
+    std::fs::create_dir_all(&branch).expect("create");
+    let what = r#"{"db": "a.db", "pos": "0000000000000002/8000000000000001", "at": 1700000000000}"#;
+    std::fs::write(branch.join("parked.json"), what).expect("write");
+    std::fs::write(branch.join("database"), "content").expect("write");
+    let (out, _) = run(dir.path(), &["parked", "list"], 0);
+    assert!(out.contains("a.db-1") && out.contains("0000000000000002/8000000000000001"), "{out}");
+    run(dir.path(), &["parked", "export", "a.db-1", "-o", "out.db"], 0);
+    assert_eq!(std::fs::read(dir.path().join("out.db")).expect("read"), b"content");
+    let (_, err) = run(dir.path(), &["parked", "export", "none", "-o", "x.db"], 2);
+    assert!(err.contains("parked list"), "{err}");
+    assert!(branch.join("database").exists());
+}
+
 /// An archive in `dir/archive` with one database of two transactions; its URL.
 fn archive(dir: &Path) -> String {
     use litefs::archive::{Archive, ChangeSet, Options, Writer};

@@ -39,6 +39,9 @@ pub enum Command {
     /// Look into change sets and log segments
     #[command(subcommand)]
     Ltx(Ltx),
+    /// Branches that lost and are kept in this node's data directory
+    #[command(subcommand)]
+    Parked(Parked),
     /// Check configuration files
     #[command(subcommand)]
     Config(Config),
@@ -238,6 +241,30 @@ pub struct LtxFiles {
     /// LTX files, log segments or packs: paths, or s3://bucket/key?endpoint=…
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Parked {
+    /// List them
+    List {
+        /// The configuration of the node
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Write one to a file, as a database
+    Export {
+        /// Which, as the list names it
+        id: String,
+        /// The file to write
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace the file if it is there
+        #[arg(long)]
+        force: bool,
+        /// The configuration of the node
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -9,6 +9,7 @@ mod error;
 mod history;
 mod ltx;
 mod mount;
+mod parked;
 mod place;
 mod progress;
 mod remote;
@@ -55,6 +56,7 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::History(args) => history::history(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Ltx(command) => ltx::ltx(&command),
+        Command::Parked(command) => parked::parked(&command),
         Command::Config(args::Config::Check { file, no_expand_env }) => {
             check::check(file.as_deref(), !no_expand_env)
         }

@@ -5,10 +5,12 @@
 
 mod commits;
 mod names;
+mod parked;
 mod upkeep;
 
 pub use commits::Commits;
 pub use names::Entry;
+pub use parked::{ParkedBranch, parked};
 pub use upkeep::LogRetention;
 
 use std::collections::{BTreeMap, HashMap};
