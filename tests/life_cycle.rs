@@ -294,3 +294,28 @@ fn a_node_on_s3_comes_back_onto_an_empty_disk() {
     assert_eq!(restore.code(), Some(0), "{}", restore.stderr);
     assert_eq!(drivers::integrity(&scratch.join("restored.db")).trim(), "ok");
 }
+
+#[test]
+fn a_node_with_a_token_answers_only_to_it() {
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new("token");
+    let config = "[fuse]\ndir = \"./run/mnt\"\n[data]\ndir = \"./run/data\"\n\
+                  [storage]\nurl = \"file://./run/archive\"\n[http]\naddr = \"127.0.0.1:0\"\ntoken = \"${SECRET}\"\n";
+    std::fs::write(scratch.join("litefs.toml"), config).expect("write");
+    let node = Plain::start(scratch.path(), &[("SECRET", "s3cret".to_owned())]);
+    let log = text(&scratch.join("log"));
+    assert!(!log.contains("s3cret"), "{log}");
+    let addr = log.split("serving the api addr=").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let url = format!("http://{}", addr.expect("the API's address in the log"));
+    let status = |token: &[&str], env: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_litefs"));
+        process::run(command.args(["status", "--url", &url]).args(token).env("LITEFS_TOKEN", env))
+    };
+    let refused = status(&["--token", "wrong"], "s3cret");
+    assert!(refused.code() == Some(1) && refused.stderr.contains("token"), "{}", refused.stderr);
+    assert_eq!(status(&["--token", "s3cret"], "").code(), Some(0));
+    assert_eq!(status(&[], "s3cret").code(), Some(0));
+    node.stop();
+}
