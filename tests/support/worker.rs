@@ -57,7 +57,8 @@ for line in sys.stdin:
         if c['op'] == 'open':
             if db: db.close()
             db = sqlite3.connect(c['path'], isolation_level=None, timeout=c['timeout'] / 1000)
-            db.execute('pragma user_version').fetchall()
+            for sql in c['first']:
+                db.execute(sql).fetchall()
             say({'ok': True})
         elif c['op'] == 'close':
             if db: db.close()
@@ -140,9 +141,19 @@ impl Worker {
 
     /// Opens a database; busy statements wait for `timeout`.
     pub fn open(&mut self, path: &Path, timeout: Duration) -> Result<Result<(), Failure>, Gone> {
+        self.open_with(path, timeout, &["PRAGMA user_version"])
+    }
+
+    /// Opens a database and runs `first` on the new connection.
+    pub fn open_with(
+        &mut self,
+        path: &Path,
+        timeout: Duration,
+        first: &[&str],
+    ) -> Result<Result<(), Failure>, Gone> {
         let timeout = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        let reply = self.call(&json!({ "op": "open", "path": path, "timeout": timeout }))?;
-        Ok(reply.map(drop))
+        let command = json!({ "op": "open", "path": path, "timeout": timeout, "first": first });
+        Ok(self.call(&command)?.map(drop))
     }
 
     /// Closes it.
@@ -176,17 +187,21 @@ impl Worker {
         self.send(&json!({ "op": "groups", "groups": groups }))
     }
 
-    /// kill -9.
-    pub fn kill(mut self) {
+    /// kill -9; what it has replied can still be read.
+    pub fn kill_now(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// kill -9.
+    pub fn kill(mut self) {
+        self.kill_now();
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill_now();
     }
 }
 
@@ -215,7 +230,9 @@ fn obey(db: &mut Option<Connection>, command: &Value) -> rusqlite::Result<()> {
             *db = None;
             let opened = Connection::open(command["path"].as_str().unwrap_or_default())?;
             opened.busy_timeout(Duration::from_millis(command["timeout"].as_u64().unwrap_or(0)))?;
-            run(&opened, "PRAGMA user_version")?;
+            for sql in command["first"].as_array().into_iter().flatten() {
+                run(&opened, sql.as_str().unwrap_or_default())?;
+            }
             *db = Some(opened);
             say(&json!({ "ok": true }));
         }
