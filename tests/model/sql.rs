@@ -97,6 +97,9 @@ impl Author<'_> {
         if self.allowed.exclusive {
             script.push(Group::pragma("PRAGMA locking_mode=EXCLUSIVE".to_owned()));
         }
+        if self.random.one_in(2) {
+            self.tables(&mut script);
+        }
         for _ in 0..groups {
             self.group(&mut script);
         }
@@ -139,6 +142,15 @@ impl Author<'_> {
             }
             _ => self.transaction(script),
         }
+    }
+
+    /// All tables there, so that the statements after it have something to do.
+    fn tables(&mut self, script: &mut Vec<Group>) {
+        let mut sql = vec!["BEGIN IMMEDIATE".to_owned()];
+        for schema in if self.allowed.attached { &["", "other."][..] } else { &[""] } {
+            sql.extend((0..3).map(|n| create_table(&format!("{schema}w{}_{n}", self.who))));
+        }
+        self.commit(sql, script);
     }
 
     fn transaction(&mut self, script: &mut Vec<Group>) {
@@ -249,11 +261,15 @@ impl Author<'_> {
                 )
             }
             17 => format!("DELETE FROM {table}"),
-            18 => format!("DROP TABLE IF EXISTS {table}"),
+            18 if self.random.one_in(3) => format!("DROP TABLE IF EXISTS {table}"),
             _ => format!(
                 "UPDATE {table} SET c = zeroblob({}) WHERE id = (SELECT min(id) FROM {table})",
                 a * 10
             ),
         }
     }
+}
+
+fn create_table(table: &str) -> String {
+    format!("CREATE TABLE IF NOT EXISTS {table}(id INTEGER PRIMARY KEY, a INT, b TEXT, c BLOB)")
 }

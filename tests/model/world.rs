@@ -159,8 +159,10 @@ impl World {
 
     /// Whether a database is in WAL mode.
     pub fn is_wal(&mut self, db: usize) -> bool {
-        let rows = self.readers[db].query("PRAGMA journal_mode").expect("alive").expect("ask for the mode");
-        rows[0][0] == "wal"
+        // A connection notices a change of mode when it reads the database.
+        let mut ask = |sql: &str| self.readers[db].query(sql).expect("alive").expect("ask for the mode");
+        ask("SELECT count(*) FROM sqlite_schema");
+        ask("PRAGMA journal_mode")[0][0] == "wal"
     }
 
     /// Opens a read transaction that stays open over the next steps (WAL only:
