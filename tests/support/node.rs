@@ -290,6 +290,12 @@ impl Node {
         self.child.is_some()
     }
 
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        let running = self.child.as_mut().expect("a node that was started");
+        running.child.try_wait().expect("ask for the node's state").is_some()
+    }
+
     /// Destroys its disk: everything but the archive.
     pub fn wipe_data(&self) {
         assert!(self.child.is_none(), "the node runs");
