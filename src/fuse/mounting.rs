@@ -33,6 +33,7 @@ pub(super) fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
             }
             Err(source) => return Err(MountError::io("use the mount point", &dir)(source)),
             Ok(metadata) if !metadata.is_dir() => return Err(MountError::NotADirectory { dir }),
+            Ok(_) if is_dead(&dir)? => clear_stale(&dir)?,
             Ok(_) => break,
         }
     }
@@ -45,6 +46,19 @@ pub(super) fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
         return Err(MountError::NotEmpty { dir });
     }
     Ok(dir)
+}
+
+/// Whether a litefs mounted at `dir` has died. The kernel answers a stat from its cache
+/// for as long as an application keeps the mount's root in use; a statfs always asks.
+fn is_dead(dir: &Path) -> Result<bool, MountError> {
+    let real = dir.canonicalize().map_err(MountError::io("find", dir))?;
+    if mounted(&real)?.is_none_or(|kind| kind != TYPE) {
+        return Ok(false);
+    }
+    match rustix::fs::statfs(&real) {
+        Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => Ok(true),
+        Err(_) | Ok(_) => Ok(false),
+    }
 }
 
 fn clear_stale(dir: &Path) -> Result<(), MountError> {
