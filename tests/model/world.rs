@@ -9,12 +9,14 @@ use rusqlite::Connection;
 
 use crate::sql::{Allowed, Author, Group, MODES, PAGE_SIZES, Random};
 use crate::support::worker::{Failure, Gone, Sqlite, Worker};
-use crate::support::{Node, PATIENCE, Scratch, Settings, content, process};
+use crate::support::{Node, PATIENCE, Scratch, Settings, content, process, wait_for};
 
 /// The databases.
 pub const NAMES: [&str; 2] = ["a.db", "sub/b.db"];
 /// How long a writer waits for a lock: short, for a writer that fails is no fault.
 const BUSY: Duration = Duration::from_millis(150);
+
+const SQLITE_BUSY: i64 = 5;
 
 /// A connection's process.
 pub struct Hand {
@@ -122,7 +124,7 @@ impl World {
         for hand in &mut self.hands {
             if hand.worker.is_none() {
                 let mut worker = Worker::start(hand.sqlite);
-                worker.open(&files[hand.db], BUSY).expect("alive").expect("open a database");
+                open(&mut worker, &files[hand.db], &["PRAGMA user_version"]);
                 hand.worker = Some(worker);
             }
         }
@@ -154,7 +156,7 @@ impl World {
         let hand = &mut self.hands[hand];
         hand.db = db;
         let worker = hand.worker.as_mut().expect("a connected hand");
-        worker.open_with(&file, BUSY, first).expect("alive").expect("open a database");
+        open(worker, &file, first);
     }
 
     /// Whether a database is in WAL mode.
@@ -416,6 +418,14 @@ impl World {
     }
 }
 
+/// Opens a database; another writer may have it locked for longer than writers wait.
+fn open(worker: &mut Worker, file: &Path, first: &[&str]) {
+    wait_for("a database can be opened", || match worker.open_with(file, BUSY, first).expect("alive") {
+        Err(failure) if failure.code == SQLITE_BUSY => None,
+        outcome => Some(outcome.expect("open a database")),
+    });
+}
+
 fn reply(worker: &Worker) -> Result<Result<(), Failure>, Gone> {
     let reply = worker.reply()?;
     Ok(match reply["error"].as_str() {
@@ -428,9 +438,8 @@ fn reply(worker: &Worker) -> Result<Result<(), Failure>, Gone> {
 /// lock that another connection has.
 fn harmless(failure: &Failure) -> bool {
     const ERROR: i64 = 1;
-    const BUSY: i64 = 5;
     const LOCKED: i64 = 6;
-    matches!(failure.code, ERROR | BUSY | LOCKED)
+    matches!(failure.code, ERROR | SQLITE_BUSY | LOCKED)
 }
 
 fn on_plain(db: &Connection, sql: &str) {
