@@ -403,10 +403,10 @@ fn a_full_disk_is_an_error_to_the_application_and_loses_nothing() {
         let file = node.file("a.db");
         let create = format!("PRAGMA journal_mode={mode}; CREATE TABLE t(x, y);");
         Driver::Program.exec(&file, &create);
+        let mut worker = Worker::start(Sqlite::System);
+        worker.open(&file, PATIENCE).expect("alive").expect("open");
         disk.fill();
         let mut committed = 0;
-        let mut worker = Worker::start(Sqlite::System);
-        worker.open(&file, PATIENCE).expect("alive").expect("open on a full disk");
         // A group may fail, and then says so; it may not hang.
         let groups: Vec<_> =
             (1..=40).map(|x| vec![format!("INSERT INTO t VALUES({x}, zeroblob(20000))")]).collect();

@@ -422,8 +422,9 @@ impl World {
 fn open(worker: &mut Worker, file: &Path, first: &[&str]) {
     wait_for("a database can be opened", || match worker.open_with(file, BUSY, first).expect("alive") {
         Err(failure) if failure.code == SQLITE_BUSY => None,
-        outcome => Some(outcome.expect("open a database")),
-    });
+        outcome => Some(outcome),
+    })
+    .expect("open a database");
 }
 
 fn reply(worker: &Worker) -> Result<Result<(), Failure>, Gone> {
