@@ -156,6 +156,14 @@ fn ltx_commands_look_into_files_and_apply_them() {
     assert!(err.contains("2.ltx"), "{err}");
     assert_eq!(std::fs::read(dir.path().join("a.db")).expect("read"), applied);
 
+    run(dir.path(), &["ltx", "convert", "1.ltx", "--encoding", "zstd", "--tracked", "-o", "1z.ltx"], 0);
+    let (out, _) = run(dir.path(), &["ltx", "list", "1z.ltx"], 0);
+    assert!(out.contains("zstd"), "{out}");
+    run(dir.path(), &["ltx", "convert", "1z.ltx", "-o", "1l.ltx"], 0);
+    run(dir.path(), &["ltx", "apply", "--db", "b.db", "1l.ltx", "2.ltx"], 0);
+    assert_eq!(std::fs::read(dir.path().join("b.db")).expect("read"), applied);
+    run(dir.path(), &["ltx", "convert", "1.ltx", "2.ltx", "-o", "x.ltx"], 2);
+
     let mut damaged = two.clone();
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;

@@ -223,6 +223,23 @@ pub enum Ltx {
     List(LtxFiles),
     /// Check everything in each; exit 1 if one is damaged
     Verify(LtxFiles),
+    /// Write one again with another compression; by default as Litestream reads it
+    Convert {
+        /// The file to write
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// How pages are compressed
+        #[arg(long, value_enum, default_value = "lz4")]
+        encoding: Encoding,
+        /// Checksums where the format has them, which Litestream refuses
+        #[arg(long)]
+        tracked: bool,
+        /// Replace the file if it is there
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        file: LtxFiles,
+    },
     /// Apply to a database file, in order
     Apply {
         /// The database file; made if it is not there
@@ -231,6 +248,15 @@ pub enum Ltx {
         #[command(flatten)]
         files: LtxFiles,
     },
+}
+
+/// How pages are compressed.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Encoding {
+    /// What every reader of the format knows
+    Lz4,
+    /// Smaller; ours alone
+    Zstd,
 }
 
 #[derive(Debug, Args)]

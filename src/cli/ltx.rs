@@ -6,22 +6,36 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::ltx::inspect::{self, Summary};
+use crate::ltx::inspect::{self, Summary, Target};
 use crate::ltx::{Codec, Form};
 use crate::sqlite;
 use crate::words::{Checksum, PageSize};
 
-use super::args::{Ltx, LtxFiles};
+use super::args::{Encoding, Ltx, LtxFiles};
 use super::change_sets::{Found, find};
+use super::destination::Destination;
 use super::error::CliError;
 use super::table;
 use super::transfer::db_name;
+
+/// The level of a file that is written once and kept.
+const CONVERT_LEVEL: i32 = 9;
 
 pub fn ltx(command: &Ltx) -> Result<(), CliError> {
     match command {
         Ltx::Dump(files) => dump(&found(files)?),
         Ltx::List(files) => list(&found(files)?),
         Ltx::Verify(files) => verify(&found(files)?),
+        Ltx::Convert { output, encoding, tracked, force, file } => {
+            let codec = match encoding {
+                Encoding::Lz4 => Codec::Lz4,
+                Encoding::Zstd => Codec::Zstd { level: CONVERT_LEVEL },
+            };
+            let target = if *tracked { Target::Tracked } else { Target::NoChecksum };
+            let destination = Destination::new(output, *force)?;
+            convert(&found(file)?, &destination, codec, target)?;
+            destination.finish()
+        }
         Ltx::Apply { db, files } => apply(db, &found(files)?),
     }
 }
@@ -136,6 +150,22 @@ fn verify(found: &[Found]) -> Result<(), CliError> {
         }
     }
     if bad { Err(CliError::Told(1)) } else { Ok(()) }
+}
+
+fn convert(found: &[Found], destination: &Destination, codec: Codec, target: Target) -> Result<(), CliError> {
+    let [one] = found else {
+        return Err(CliError::usage(format!(
+            "{} change sets were named; convert takes one at a time",
+            found.len()
+        )));
+    };
+    let attempt = format!("writing {}", destination.temp().display());
+    let file = File::create_new(destination.temp()).map_err(CliError::io(&attempt))?;
+    let (reader, before) = one.open()?;
+    let done = inspect::convert(reader, BufWriter::new(file), codec, target).map_err(about(&one.label))?;
+    done.writer.into_inner().map_err(|error| CliError::io(&attempt)(error.into_error()))?;
+    println!("{}: {} bytes, were {before}", one.label, done.size);
+    Ok(())
 }
 
 fn apply(path: &Path, found: &[Found]) -> Result<(), CliError> {
