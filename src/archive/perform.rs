@@ -300,7 +300,8 @@ impl Job<'_> {
         }
         let changes = self.bodies(stretch)?;
         let mut made = Vec::new();
-        if changes.len() > 1 {
+        // A merged file of one transaction keeps it restorable by itself.
+        if changes.len() > 1 || first.min() != first.max() {
             made.push(self.pack(db, &changes)?);
         }
         let steps = changes.iter().map(|(change, bytes)| {

@@ -110,6 +110,15 @@ impl Model {
         self.record(pages, &all, time)
     }
 
+    /// Everything until now as one change set, as of a database that comes from
+    /// elsewhere.
+    pub fn whole(&self) -> ChangeSet {
+        let State { pos, time, pages } = self.last();
+        let all: Vec<usize> = (0..pages.len()).collect();
+        let ltx = self.encode(Pos::ZERO, *pos, pages, &all, *time);
+        ChangeSet::new(self.db.clone(), ltx).expect("a change set")
+    }
+
     /// The database is dropped.
     pub fn drop_database(&mut self, time: Timestamp) -> ChangeSet {
         self.record(Vec::new(), &[], time)

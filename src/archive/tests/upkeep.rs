@@ -240,6 +240,26 @@ fn a_large_change_set_is_an_object_of_its_own_and_restores_like_any_other() {
 }
 
 #[test]
+fn a_database_that_comes_with_a_past_begins_as_one_change_set() {
+    let mut bed = Bed::new();
+    small(&mut bed);
+    let writer = bed.writer(1);
+    let mut model = Model::new("a.db", 3);
+    for _ in 0..9 {
+        model.commit(bed.tick());
+    }
+    writer.put(&[model.whole()]).expect("a put");
+    writer.upkeep(Occasion::Asked, &()).expect("upkeep");
+    let begin = model.pos().txid;
+    for _ in 0..9 {
+        writer.put(&[model.commit(bed.tick())]).expect("a put");
+        writer.upkeep(Occasion::Asked, &()).expect("upkeep");
+    }
+    assert_all_restorable(&bed.archive(), &model, begin);
+    sound(&bed.archive());
+}
+
+#[test]
 fn a_crash_at_any_step_of_upkeep_loses_nothing_and_the_next_one_goes_on() {
     for kind in [None, Some(Op::Put)] {
         for step in 0.. {
