@@ -82,6 +82,8 @@ pub(super) struct State {
     pub whole: bool,
     /// A change set that waits for its journal's end.
     pub prepared: Option<Prepared>,
+    /// The log has a prepared change set that was taken back.
+    pub void_due: bool,
     /// The WAL, opened by us while there is one.
     pub wal_file: Option<Arc<File>>,
     /// The WAL as far as it was captured.
@@ -233,6 +235,7 @@ impl Database {
         state.pages = change.meta.commit;
         state.whole = false;
         state.unsaved = true;
+        state.void_due = false;
         state.captured += 1;
         if let Some(recorder) = &mut state.recorder {
             recorder.commits.push(place);

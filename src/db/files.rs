@@ -154,13 +154,19 @@ impl Database {
     }
 
     fn before_resize(&self, state: &mut State, size: u64) -> Result<(), DbError> {
+        // In EXCLUSIVE mode the journal's end is seen here first.
+        self.settle_rollback(state)?;
         let file = self.database_file(state)?;
         let now = file.metadata().map_err(DbError::io("read", self.path(FileKind::Database)))?.len();
-        // What is beyond the size that the last transaction stated belongs to nobody: a
-        // checkpoint that has copied every frame cuts it off, and so does a rollback
-        // mode after the commit, when the journal is gone.
+        // A checkpoint that has copied every frame cuts or extends the file to the size
+        // that the last transaction stated; so does, after the journal's end, a commit
+        // that left the file too long (pager.c, pager_end_transaction).
         let stated = state.page_size.map(|page| u64::from(page.get()) * u64::from(state.pages));
-        if size == now || (!state.whole && stated.is_some_and(|stated| size >= stated)) {
+        let settled = state.wal.is_some() || (size <= now && state.dirty.is_empty() && !state.whole);
+        if settled && stated.is_some_and(|stated| size >= stated) {
+            return Ok(());
+        }
+        if size == now {
             return Ok(());
         }
         if !self.shared.writable() {

@@ -4,8 +4,9 @@
 //!
 //! Order: the log's tail gives the position and the page checksums; a hot journal is
 //! played back (file format §3.2); after a loss of power the tail's pages are written
-//! again; what the database file has beyond the position is captured; the WAL's
-//! further transactions are captured and all of it is copied into the database file.
+//! again; what the WAL has of the position is copied into the database file; what that
+//! has beyond the position is captured; the WAL's further transactions are captured
+//! and copied, too.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -14,16 +15,16 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use super::database::State;
+use super::database::{State, old_sum, read_at_most};
 use super::dirty::Dirty;
 use super::log::WalEnd;
 use super::saved::{Saved, sync_dir};
 use super::sums::Sums;
 use super::wal::WalTrack;
 use super::{Batch, Committed, Database, DbError, FileKind, Paths, ScannedChange, Shared};
-use crate::sqlite::wal::{Authority, WalHeader, checksum, next_transaction};
+use crate::sqlite::wal::{Authority, Cursor, WalHeader, checksum, next_transaction};
 use crate::sqlite::{header, journal};
-use crate::words::{DbName, PageSize, Pgno};
+use crate::words::{DbName, PageSize, PageSum, Pgno, Pos};
 
 /// What the log holds of one database.
 #[derive(Debug, Default)]
@@ -41,6 +42,28 @@ pub enum Since {
     SameBoot,
     /// Another boot: what was not fsynced may be lost.
     Reboot,
+}
+
+/// What a journal that was left said of the transaction that it covered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LeftJournal {
+    /// There was none, or an empty one.
+    None,
+    /// Its end was the commit.
+    Ended,
+    /// It was hot: the transaction is taken back.
+    RolledBack,
+}
+
+/// A WAL that was left, with what is known of it.
+struct LeftWal {
+    file: Arc<File>,
+    header: WalHeader,
+    /// How many of its frames were captured.
+    known: u32,
+    /// After them; `None` if the last of them was lost with the power, and what
+    /// follows it too.
+    start: Option<Cursor>,
 }
 
 impl Database {
@@ -71,6 +94,7 @@ impl Database {
             nonce: None,
             whole,
             prepared: None,
+            void_due: false,
             wal_file: None,
             wal: None,
             wal_sealed: false,
@@ -102,7 +126,7 @@ impl Database {
         super_journal: &dyn Fn(&[u8]) -> bool,
     ) -> Result<(), DbError> {
         let state = &mut *self.lock();
-        let mut wal_end = saved.wal_end();
+        let mut wal_ends: Vec<WalEnd> = saved.wal_end().into_iter().collect();
         tail.committed
             .retain(|change| change.meta.post.txid > saved.pos.txid && change.place >= saved.log_from);
         tail.prepared = tail.prepared.filter(|change| change.place >= saved.log_from);
@@ -111,41 +135,80 @@ impl Database {
         }
         for change in &tail.committed {
             self.replay_facts(state, change)?;
-            wal_end = change.meta.wal.or(wal_end);
+            wal_ends.extend(change.meta.wal);
         }
         self.fence()?;
-        if !self.check_presence(state)? {
+        if !self.check_presence(state, &tail, since)? {
             return Ok(());
         }
         let last_nonce = tail.committed.last().map_or(0, |change| change.meta.journal);
-        let rolled_back = self.recover_journal(state, last_nonce, super_journal)?;
-        if let Some(prepared) = tail.prepared.take()
-            && since == Since::Reboot
-            && !rolled_back
+        let journal = self.recover_journal(state, last_nonce, super_journal)?;
+        self.decide_prepared(state, &mut tail, since, journal)?;
+        if since == Since::Reboot {
+            self.redo(state, &tail.committed)?;
+        }
+        let wal = self.left_wal(&wal_ends)?;
+        if let Some(wal) = &wal {
+            self.copy_frames(state, wal, wal.known)?;
+        }
+        self.capture_rest(state, since, journal)?;
+        if let Some(wal) = wal {
+            self.recover_wal(state, wal)?;
+        }
+        self.remove_wal()?;
+        self.check_size(state, since)
+    }
+
+    /// A change set was prepared, and nothing in the log says what became of it.
+    fn decide_prepared(
+        &self,
+        state: &mut State,
+        tail: &mut Tail,
+        since: Since,
+        journal: LeftJournal,
+    ) -> Result<(), DbError> {
+        let Some(prepared) = tail.prepared.take() else { return Ok(()) };
+        let mut batch = Batch::new();
+        // If its journal is gone for good it was committed; only the mark is lost.
+        let committed = since == Since::Reboot
+            && journal != LeftJournal::RolledBack
             && prepared.meta.pre == state.pos
-        {
-            // Its journal is gone for good, so it was committed; only the mark is lost.
-            let mut batch = Batch::new();
-            batch.commit(&self.name, prepared.meta.post);
-            self.shared.log.append(&batch)?;
+            && prepared.meta.post != state.pos;
+        batch.commit(&self.name, if committed { prepared.meta.post } else { state.pos });
+        self.shared.log.append(&batch)?;
+        state.unsaved = true;
+        if committed {
             self.replay_facts(state, &prepared)?;
             self.announce(&prepared);
             tail.committed.push(prepared);
         }
-        if since == Since::Reboot {
-            self.redo(state, &tail.committed)?;
-        }
-        // Without a dirty page the file is not ahead of the position; in WAL mode it is
-        // behind, and shorter.
-        if !state.whole
-            && !state.dirty.is_empty()
-            && let Some(built) = self.build_rollback(state)?
-        {
+        Ok(())
+    }
+
+    /// Captures what was written to the database file in a rollback mode after the
+    /// position.
+    fn capture_rest(&self, state: &mut State, since: Since, journal: LeftJournal) -> Result<(), DbError> {
+        let due = if state.whole {
+            // A first transaction whose end nobody saw, or a whole copied-in database.
+            journal == LeftJournal::Ended || (since == Since::SameBoot && self.is_whole_database(state)?)
+        } else {
+            !state.dirty.is_empty()
+        };
+        if due && let Some(built) = self.build_rollback(state)? {
             self.commit_change(state, &built.change, built.afresh)?;
         }
-        state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))?;
-        self.recover_wal(state, wal_end)?;
-        self.check_size(state)
+        state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))
+    }
+
+    fn is_whole_database(&self, state: &mut State) -> Result<bool, DbError> {
+        let file = self.database_file(state)?;
+        let read = || DbError::io("read", self.path(FileKind::Database));
+        let mut bytes = [0; header::HEADER_LEN];
+        let len = read_at_most(&file, &mut bytes, 0).map_err(read())?;
+        let Some(head) = header::Header::parse(&bytes[..len]) else { return Ok(false) };
+        let len = file.metadata().map_err(read())?.len();
+        let stated = head.pages().map(|pages| u64::from(pages) * u64::from(head.page_size.get()));
+        Ok(stated.is_some_and(|stated| stated <= len))
     }
 
     /// Between two positions: only the archive's head can complete it.
@@ -193,12 +256,19 @@ impl Database {
     }
 
     /// Whether there is a database file to recover.
-    fn check_presence(&self, state: &mut State) -> Result<bool, DbError> {
+    fn check_presence(&self, state: &mut State, tail: &Tail, since: Since) -> Result<bool, DbError> {
         let path = self.path(FileKind::Database);
         if state.exists && state.pages == 0 && state.pos.txid.get() > 0 {
             // Dropped, but for the unlink.
             fs::remove_file(&path).map_err(DbError::io("remove", &path))?;
             state.exists = false;
+        }
+        let from_nothing = tail.committed.first().is_some_and(|change| change.meta.pre == Pos::ZERO);
+        if !state.exists && state.pages > 0 && since == Since::Reboot && from_nothing {
+            // Its name was not made durable, and the log has all of it.
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+            state.file = Some(Arc::new(file.map_err(DbError::io("create", &path))?));
+            state.exists = true;
         }
         if !state.exists && state.pages > 0 {
             return Err(self.damaged(format!(
@@ -210,23 +280,23 @@ impl Database {
         Ok(state.exists)
     }
 
-    /// Plays back a hot journal; true if it did. Its pages are dirty then.
+    /// Plays back a hot journal. Its pages are dirty then.
     fn recover_journal(
         &self,
         state: &mut State,
         last_nonce: u32,
         super_journal: &dyn Fn(&[u8]) -> bool,
-    ) -> Result<bool, DbError> {
+    ) -> Result<LeftJournal, DbError> {
         let path = self.path(FileKind::Journal);
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(LeftJournal::None),
             Err(source) => return Err(DbError::io("open", path)(source)),
         };
         let read = DbError::io("read", path.clone());
         let len = file.metadata().map_err(DbError::io("read", &path))?.len();
         let Some(head) = journal::Header::read(&file).map_err(read)? else {
-            return Ok(false);
+            return Ok(if len > 0 { LeftJournal::Ended } else { LeftJournal::None });
         };
         let committed = last_nonce != 0 && head.nonce == last_nonce;
         let superseded = journal::super_journal(&file, len)
@@ -238,7 +308,7 @@ impl Database {
         }
         fs::remove_file(&path).map_err(DbError::io("remove", &path))?;
         sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
-        Ok(hot)
+        Ok(if hot { LeftJournal::RolledBack } else { LeftJournal::Ended })
     }
 
     fn play_back(
@@ -313,29 +383,39 @@ impl Database {
         file.write_all_at(&[copy, copy].concat(), 0).map_err(DbError::io("write", path))
     }
 
-    /// Captures what the WAL has beyond `captured`, copies it into the database file,
-    /// and removes WAL and wal-index.
-    fn recover_wal(&self, state: &mut State, captured: Option<WalEnd>) -> Result<(), DbError> {
+    /// The WAL, if it has something to say. `ends` are the ends of all transactions
+    /// that the tail has from WALs, in order.
+    fn left_wal(&self, ends: &[WalEnd]) -> Result<Option<LeftWal>, DbError> {
         let path = self.path(FileKind::Wal);
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => Arc::new(file),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return self.remove_wal(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(DbError::io("open", path)(source)),
         };
-        if let Some(header) = WalHeader::read(&*file).map_err(DbError::io("read", &path))? {
-            state.wal_file = Some(Arc::clone(&file));
-            let known = captured.filter(|end| end.salt == header.salt).map_or(0, |end| end.frame);
-            let start = header.after(&*file, known).map_err(DbError::io("read", &path))?;
-            // A known frame that is not there was lost with the power: the log had it.
-            if let Some(start) = start {
-                state.wal = Some(WalTrack::new(header, start, state.pages));
-                self.capture_chain(state, &file, &header)?;
-                self.copy_frames(state, &file, &header)?;
-            }
-            state.wal = None;
-            state.wal_file = None;
+        let header = WalHeader::read(&*file).map_err(DbError::io("read", &path))?;
+        let Some(header) = header else { return Ok(None) };
+        let last = ends.last().filter(|end| end.salt == header.salt);
+        if last.is_none() && ends.iter().any(|end| end.salt == header.salt) {
+            // An earlier generation, since the header of the last one was lost with the
+            // power: the tail has all of it.
+            return Ok(None);
         }
-        self.remove_wal()
+        let known = last.map_or(0, |end| end.frame);
+        let start = header.after(&*file, known).map_err(DbError::io("read", path))?;
+        Ok(Some(LeftWal { file, header, known, start }))
+    }
+
+    /// Captures what the WAL has beyond the position, and copies it into the database
+    /// file.
+    fn recover_wal(&self, state: &mut State, wal: LeftWal) -> Result<(), DbError> {
+        let Some(start) = wal.start else { return Ok(()) };
+        state.wal = Some(WalTrack::new(wal.header, start, state.pages));
+        self.capture_chain(state, &wal.file, &wal.header)?;
+        let frames = state.wal.take().map_or(0, |track| track.end.frames);
+        if frames > wal.known {
+            self.copy_frames(state, &wal, frames)?;
+        }
+        Ok(())
     }
 
     fn capture_chain(&self, state: &mut State, file: &File, header: &WalHeader) -> Result<(), DbError> {
@@ -349,25 +429,30 @@ impl Database {
         Ok(())
     }
 
-    /// The checkpoint: the newest content of every captured frame's page.
-    fn copy_frames(&self, state: &mut State, file: &File, header: &WalHeader) -> Result<(), DbError> {
+    /// The checkpoint: the newest content of every page in the first `frames` frames.
+    /// Only what was captured: a frame may be lost with the power, its page then came
+    /// from the tail.
+    fn copy_frames(&self, state: &mut State, wal: &LeftWal, frames: u32) -> Result<(), DbError> {
         let path = self.path(FileKind::Database);
-        let frames = state.wal.as_ref().map_or(0, |track| track.end.frames);
-        if frames == 0 {
+        if frames == 0 || state.pages == 0 {
             return Ok(());
         }
+        let size = wal.header.page_size;
         let database = self.database_file(state)?;
-        let mut page = vec![0; header.page_size.len()];
-        let mut offsets: Vec<(u32, u64)> = self.frame_offsets(file, header, frames)?.into_iter().collect();
+        let mut page = vec![0; size.len()];
+        let offsets = self.frame_offsets(&wal.file, &wal.header, frames)?;
+        let mut offsets: Vec<(u32, u64)> = offsets.into_iter().collect();
         offsets.sort_unstable();
         for (pgno, offset) in offsets {
             let Some(pgno) = Pgno::new(pgno).filter(|pgno| pgno.get() <= state.pages) else { continue };
-            file.read_exact_at(&mut page, offset).map_err(DbError::io("read", self.path(FileKind::Wal)))?;
-            database
-                .write_all_at(&page, header.page_size.offset_of(pgno))
-                .map_err(DbError::io("write", &path))?;
+            let read = read_at_most(&wal.file, &mut page, offset);
+            let read = read.map_err(DbError::io("read", self.path(FileKind::Wal)))?;
+            let stated = old_sum(&state.sums, pgno, || self.paths.sums())?;
+            if read == page.len() && stated == Some(PageSum::of(pgno, &page)) {
+                database.write_all_at(&page, size.offset_of(pgno)).map_err(DbError::io("write", &path))?;
+            }
         }
-        let len = u64::from(state.pages) * u64::from(header.page_size.get());
+        let len = u64::from(state.pages) * u64::from(size.get());
         database.set_len(len).map_err(DbError::io("truncate", &path))?;
         database.sync_data().map_err(DbError::io("sync", &path))?;
         self.shared.faults.pass("recover.checkpointed").map_err(DbError::io("write", path))
@@ -382,22 +467,26 @@ impl Database {
 
     /// A database file that somebody changed while the node was down is refused, as
     /// far as size and first page show it.
-    fn check_size(&self, state: &mut State) -> Result<(), DbError> {
+    fn check_size(&self, state: &mut State, since: Since) -> Result<(), DbError> {
         let Some(size) = state.page_size.filter(|_| !state.whole) else { return Ok(()) };
         let path = self.path(FileKind::Database);
         let database = self.database_file(state)?;
         let len = database.metadata().map_err(DbError::io("read", &path))?.len();
         let mut page = vec![0; size.len()];
         Self::read_page(&database, size, Pgno::FIRST, &mut page).map_err(DbError::io("read", &path))?;
-        let sum = crate::words::PageSum::of(Pgno::FIRST, &page);
+        let sum = PageSum::of(Pgno::FIRST, &page);
         let stated = state.sums.get(Pgno::FIRST).map_err(DbError::io("read", self.paths.sums()))?;
-        let captured = u64::from(state.pages) * u64::from(size.get());
-        if len.div_ceil(u64::from(size.get())) >= u64::from(state.pages) && stated == Some(sum) {
-            // SQLite had not cut off yet what the last transaction freed.
-            return match len > captured {
-                true => database.set_len(captured).map_err(DbError::io("truncate", path)),
-                false => Ok(()),
+        let whole = u64::from(state.pages) * u64::from(size.get());
+        if len > whole.saturating_sub(u64::from(size.get())) && stated == Some(sum) {
+            // SQLite cuts the file only after the commit.
+            return if len > whole {
+                database.set_len(whole).map_err(DbError::io("truncate", &path))
+            } else {
+                Ok(())
             };
+        }
+        if since == Since::Reboot && header::is_database(&page) {
+            return self.adopt(state);
         }
         Err(self.damaged(format!(
             "{} is not what was captured at {}: it was changed while the node was down ({} bytes, header {}); move \
@@ -408,6 +497,25 @@ impl Database {
             len,
             if header::is_database(&page) { "readable" } else { "not readable" }
         )))
+    }
+}
+
+impl Database {
+    /// With synchronous=OFF a loss of power leaves a database file that nothing
+    /// explains: SQLite would take it as it is, so it becomes a transaction.
+    fn adopt(&self, state: &mut State) -> Result<(), DbError> {
+        tracing::error!(
+            db = %self.name,
+            "the loss of power left pages that were never captured, as synchronous=OFF allows: they are taken over as a \
+             transaction; run PRAGMA integrity_check"
+        );
+        for pgno in Pgno::up_to(state.pages) {
+            state.dirty.insert(pgno).map_err(DbError::io("write", self.paths.dirty()))?;
+        }
+        if let Some(built) = self.build_rollback(state)? {
+            self.commit_change(state, &built.change, built.afresh)?;
+        }
+        state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))
     }
 }
 

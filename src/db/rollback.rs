@@ -43,7 +43,7 @@ impl Database {
             return Err(DbError::Unjournaled { db: self.name.clone() });
         }
         state.nonce = nonce;
-        state.prepared = None;
+        state.void_due |= state.prepared.take().is_some();
         Ok(())
     }
 
@@ -82,12 +82,25 @@ impl Database {
         if state.prepared.is_some() || !Self::pending(state) || state.nonce.is_none() {
             return Ok(());
         }
-        let Some(built) = self.build_rollback(state)? else { return Ok(()) };
+        let Some(built) = self.build_rollback(state)? else { return self.void_prepared(state) };
         let mut batch = Batch::new();
         built.change.encode(Kind::Prepared, &mut batch);
         let places = self.shared.log.append(&batch)?;
+        state.void_due = false;
         let place = places.first().copied().unwrap_or_default();
         state.prepared = Some(Prepared { change: built.change, place, afresh: built.afresh });
+        Ok(())
+    }
+
+    /// What was prepared last was taken back: after a loss of power nothing else would
+    /// tell that its journal's end was not its commit.
+    fn void_prepared(&self, state: &mut State) -> Result<(), DbError> {
+        if state.void_due {
+            let mut batch = Batch::new();
+            batch.commit(&self.name, state.pos);
+            self.shared.log.append(&batch)?;
+            state.void_due = false;
+        }
         Ok(())
     }
 
@@ -107,6 +120,7 @@ impl Database {
         {
             self.commit_change(state, &built.change, built.afresh)?;
         }
+        self.void_prepared(state)?;
         self.shared.faults.pass("capture.committed").map_err(DbError::io("capture", self.paths.dir()))?;
         state.nonce = None;
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))

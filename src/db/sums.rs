@@ -27,15 +27,13 @@ pub(super) struct Sums {
 impl Sums {
     /// The table in `path`, of a database with `pages` pages.
     pub fn open(path: PathBuf, pages: u32) -> io::Result<Sums> {
-        let mut sums = Sums { path, file: None, in_file: pages, changes: HashMap::new() };
+        let mut sums = Sums { path, file: None, in_file: 0, changes: HashMap::new() };
         if pages > 0 {
+            // A flush that was cut off may have shortened the file for a position that
+            // the log explains: what is missing comes from there.
             let file = OpenOptions::new().read(true).write(true).open(&sums.path)?;
-            if file.metadata()?.len() < u64::from(pages) * ENTRY {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the table of page checksums is too short",
-                ));
-            }
+            let entries = file.metadata()?.len() / ENTRY;
+            sums.in_file = pages.min(u32::try_from(entries).unwrap_or(u32::MAX));
             sums.file = Some(file);
         }
         Ok(sums)

@@ -298,7 +298,7 @@ impl Database {
             let mut bytes = [0; FRAME_HEADER_LEN];
             let len =
                 file.read_upto(&mut bytes, at).map_err(DbError::io("read", self.path(FileKind::Wal)))?;
-            if let Some(frame) = FrameHeader::parse(&bytes[..len]) {
+            if let Some(frame) = FrameHeader::parse(&bytes[..len]).filter(|frame| frame.salt == header.salt) {
                 offsets.insert(frame.pgno.get(), at + FRAME_HEADER_LEN as u64);
             }
         }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// What an armed point does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,15 @@ pub struct Faults(Arc<Inner>);
 struct Inner {
     any: AtomicBool,
     armed: Mutex<HashMap<String, Armed>>,
+    observer: OnceLock<Observer>,
+}
+
+struct Observer(Box<dyn Fn(&str) + Send + Sync>);
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observer")
+    }
 }
 
 impl Faults {
@@ -68,9 +77,16 @@ impl Faults {
         self.0.any.store(true, Ordering::Release);
     }
 
+    /// Sets who is told the name of every point that is passed, once; called by the
+    /// passing thread, which may hold locks.
+    pub fn observe(&self, observer: impl Fn(&str) + Send + Sync + 'static) {
+        let _ = self.0.observer.set(Observer(Box::new(observer)));
+        self.0.any.store(true, Ordering::Release);
+    }
+
     /// Disarms every point.
     pub fn clear(&self) {
-        self.0.any.store(false, Ordering::Release);
+        self.0.any.store(self.0.observer.get().is_some(), Ordering::Release);
         self.0.armed.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
@@ -87,6 +103,9 @@ impl Faults {
 
     #[cold]
     fn pass_armed(&self, name: &str) -> io::Result<()> {
+        if let Some(observer) = self.0.observer.get() {
+            (observer.0)(name);
+        }
         let mut armed = self.0.armed.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(point) = armed.get_mut(name) else { return Ok(()) };
         point.passed += 1;

@@ -120,7 +120,8 @@ impl Batch {
         self.end(start, kind);
     }
 
-    /// Adds the commit of `db`'s last prepared change.
+    /// Adds the commit of `db`'s last prepared change, if that leads to `post`; any
+    /// other position makes it void.
     pub fn commit(&mut self, db: &DbName, post: Pos) {
         let start = self.begin();
         self.name(db);
