@@ -44,6 +44,8 @@ impl Database {
             }
             FileKind::Wal if how.write => {
                 state.wal_file = Some(Arc::new(file.try_clone().map_err(DbError::io("open", &path))?));
+                // Whoever opens a WAL without a wal-index makes one, from the chain.
+                state.wal_sealed = false;
                 self.has_wal.store(true, Ordering::Release);
             }
             _ => {}

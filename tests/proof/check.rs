@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use litefs::db::{Committed, FileKind};
@@ -10,6 +11,8 @@ use litefs::sqlite::{freelist, header};
 use litefs::store::Store;
 use litefs::words::{Checksum, DbName, PageSize, PageSum, Pgno, Pos};
 use rusqlite::{Connection, OpenFlags};
+
+use super::workload::number;
 
 /// One database as its chain says.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +58,16 @@ impl Chain {
         let pages =
             Pgno::up_to(self.pages.len() as u32).zip(&self.pages).filter(|(_, page)| !page.is_empty());
         pages.fold(Checksum::EMPTY, |sum, (pgno, page)| sum.toggle(PageSum::of(pgno, page)))
+    }
+
+    /// The number of the last transaction in it.
+    pub fn number(&self) -> u64 {
+        let Some(size) = self.page_size else { return 0 };
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        for (at, page) in self.pages.iter().enumerate() {
+            file.as_file().write_all_at(page, (at * size.len()) as u64).expect("written");
+        }
+        number(&at_rest(file.path())).expect("read")
     }
 
     fn free_leaves(&self) -> freelist::Freelist {

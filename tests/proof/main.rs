@@ -3,8 +3,11 @@
 
 mod check;
 mod crash;
+mod failing;
 mod io;
 mod modes;
+mod several;
 mod vfs;
+mod wal;
 mod workload;
 mod world;

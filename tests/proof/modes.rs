@@ -17,6 +17,7 @@ fn run(setup: Setup, seed: u64) {
     for n in 1..=30 {
         transaction(&connection, n, &mut random).expect("committed");
         chains.check_live(&world.store);
+        assert_eq!(chains.of("a.db").number(), n, "it is captured");
         match random.below(12) {
             0 => rolled_back(&connection, &mut random).expect("rolled back"),
             1 => connection.execute_batch("VACUUM").expect("vacuumed"),

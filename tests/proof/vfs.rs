@@ -127,11 +127,11 @@ unsafe extern "C" fn open(
         return ffi::SQLITE_CANTOPEN;
     }
     let process = process_of(vfs);
+    let path = path_of(name);
+    process.world().step(&format!("open {path}"));
     if process.dead.load(Ordering::Acquire) {
         return ffi::SQLITE_IOERR;
     }
-    let path = path_of(name);
-    process.world().step(&format!("open {path}"));
     let opened = match place(&process, path) {
         Some(Place::File(db, kind)) => open_file(&process, &db, kind, flags, name),
         Some(Place::Super(path)) => open_super(&process, path),
@@ -229,11 +229,11 @@ fn open_super(process: &Arc<Process>, path: PathBuf) -> Result<Open, c_int> {
 
 unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, sync: c_int) -> c_int {
     let process = process_of(vfs);
+    let path = path_of(name);
+    process.world().step(&format!("unlink {path}"));
     if process.dead.load(Ordering::Acquire) {
         return ffi::SQLITE_IOERR;
     }
-    let path = path_of(name);
-    process.world().step(&format!("unlink {path}"));
     let removed = match place(&process, path) {
         Some(Place::File(db, kind)) => remove(&process, &db, kind),
         Some(Place::Super(path)) => {
