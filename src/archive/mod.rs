@@ -6,6 +6,7 @@
 //! that holds the lease writes with. Plans are pure (`plan`, `upkeep`), their
 //! performers small.
 
+mod acts;
 mod bytes;
 mod change;
 mod error;

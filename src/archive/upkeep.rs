@@ -122,7 +122,7 @@ pub fn plan_upkeep(head: &Head, now: Timestamp, occasion: Occasion, options: &Op
 }
 
 /// Up to which segment the log is to be compacted now.
-fn compact_upto(head: &Head, occasion: Occasion, options: &Options) -> Option<Seq> {
+pub(super) fn compact_upto(head: &Head, occasion: Occasion, options: &Options) -> Option<Seq> {
     let tail = head.tail();
     let size: u64 = tail.iter().map(|tail| tail.segment.size).sum();
     let entries: usize = tail.iter().map(|tail| tail.segment.entries.len()).sum();

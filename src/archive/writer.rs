@@ -39,8 +39,9 @@ pub struct Writer {
     putting: Mutex<Putting>,
     /// Never held while waiting for the store.
     pub(super) head: RwLock<Head>,
-    /// Held during upkeep; taken before `head`, never together with `putting`.
-    pub(super) upkeep: Mutex<()>,
+    /// Held during upkeep; taken before `head`, never together with `putting`. Since
+    /// when nothing was due but the log's tail, and in which manifest.
+    pub(super) upkeep: Mutex<Option<(u64, Timestamp)>>,
     /// Upkeep that may take long is to end now.
     pub(super) stopping: AtomicBool,
 }
@@ -79,7 +80,7 @@ impl Writer {
                 epoch,
                 putting: Mutex::default(),
                 head: RwLock::new(head),
-                upkeep: Mutex::new(()),
+                upkeep: Mutex::new(None),
                 stopping: AtomicBool::new(false),
             };
             let (bytes, segment) = writer.encode(&[], true);
