@@ -210,7 +210,7 @@ impl Tree {
 
     /// Whether closing may take long: the end of a copied-in file is its import.
     pub(super) fn slow_release(&self, handle: &Handle) -> bool {
-        matches!(handle.node.what, What::File(..)) && handle.wrote.load(Ordering::Acquire)
+        matches!(handle.node.what, What::File(_, FileKind::Database)) && handle.wrote.load(Ordering::Acquire)
     }
 }
 
