@@ -186,6 +186,9 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let caller = self.enter(Op::Unlink, request);
+        if self.tree.unlink_is_quick(parent.0, name) {
+            return answer(reply, self.tree.unlink(caller, parent.0, name));
+        }
         let name = name.to_owned();
         self.later(reply, move |tree| tree.unlink(caller, parent.0, &name));
     }

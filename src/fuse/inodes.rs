@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use fuser::BackingId;
 use parking_lot::{Mutex, MutexGuard};
@@ -74,6 +74,8 @@ pub(super) struct Node {
     pub path: String,
     /// What it is.
     pub what: What,
+    /// Writes since the last journal ended, of a database.
+    pub writes: AtomicU32,
     gone: AtomicBool,
     opens: Mutex<Opens>,
 }
@@ -135,6 +137,7 @@ impl Inodes {
             ino,
             path: path.to_owned(),
             what,
+            writes: AtomicU32::new(0),
             gone: AtomicBool::new(false),
             opens: Mutex::default(),
         });

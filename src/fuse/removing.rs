@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use fuser::Errno;
 
@@ -12,6 +13,9 @@ use super::permissions::{Caller, EXECUTE, WRITE};
 use super::tree::{Found, Tree};
 use super::{errno, inodes::Node};
 use crate::db::FileKind;
+
+/// Writes that are captured at once.
+const FEW: u32 = 32;
 
 impl Tree {
     /// UNLINK. May take long: the end of a journal is a commit.
@@ -51,6 +55,15 @@ impl Tree {
         }
         self.inodes.remove(&path);
         Ok(())
+    }
+
+    /// Whether an unlink takes but microseconds: that of a journal after few writes. It
+    /// captures them, and syncs nothing; another thread would cost more.
+    pub(super) fn unlink_is_quick(&self, parent: u64, name: &OsStr) -> bool {
+        let (Some(parent), Some(name)) = (self.inodes.get(parent), name.to_str()) else { return false };
+        let Some(database) = name.strip_suffix(FileKind::Journal.suffix()) else { return false };
+        let Some(node) = self.inodes.at(&names::join(&parent.path, database)) else { return false };
+        node.writes.swap(0, Ordering::Relaxed) <= FEW
     }
 
     /// With the database went the files beside it; the kernel still believes in them.

@@ -211,6 +211,7 @@ impl Tree {
     /// WRITE.
     pub(super) fn write(&self, handle: &Handle, offset: u64, data: &[u8]) -> Result<(), Errno> {
         handle.wrote.store(true, Ordering::Release);
+        handle.node.writes.fetch_add(1, Ordering::Relaxed);
         match (&handle.node.what, &handle.file) {
             (What::File(db, kind), _) if !handle.node.gone() => {
                 db.write(*kind, offset, data).map_err(errno::report)
