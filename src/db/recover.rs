@@ -51,8 +51,8 @@ enum LeftJournal {
     None,
     /// Its end was the commit.
     Ended,
-    /// It was hot: the transaction is taken back.
-    RolledBack,
+    /// It was hot: the transaction is taken back that had this nonce.
+    RolledBack(u32),
 }
 
 /// A WAL that was left, with what is known of it.
@@ -169,9 +169,10 @@ impl Database {
     ) -> Result<(), DbError> {
         let Some(prepared) = tail.prepared.take() else { return Ok(()) };
         let mut batch = Batch::new();
-        // If its journal is gone for good it was committed; only the mark is lost.
+        // If its journal is gone, or made way for another, it was committed; only the
+        // mark is lost.
         let committed = since == Since::Reboot
-            && journal != LeftJournal::RolledBack
+            && journal != LeftJournal::RolledBack(prepared.meta.journal)
             && prepared.meta.pre == state.pos
             && prepared.meta.post != state.pos;
         batch.commit(&self.name, if committed { prepared.meta.post } else { state.pos });
@@ -308,7 +309,7 @@ impl Database {
         }
         fs::remove_file(&path).map_err(DbError::io("remove", &path))?;
         sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
-        Ok(if hot { LeftJournal::RolledBack } else { LeftJournal::Ended })
+        Ok(if hot { LeftJournal::RolledBack(head.nonce) } else { LeftJournal::Ended })
     }
 
     fn play_back(

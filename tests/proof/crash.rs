@@ -8,7 +8,7 @@ use litefs::db::FileKind;
 use litefs::words::{DbName, Pos};
 
 use super::check::{Chains, at_rest};
-use super::workload::{Random, Setup, number, rolled_back, transaction};
+use super::workload::{Random, Setup, number, rolled_back, seed_offset, transaction};
 use super::world::{BOOT, World, scratch};
 
 /// What the application knows to be committed, and what was told to listeners.
@@ -62,6 +62,7 @@ fn goes_on(world: &Arc<World>, found: u64, chains: &mut Chains, setup: Setup, wh
 }
 
 fn run(setup: Setup, seed: u64, transactions: u64) {
+    let seed = seed + seed_offset();
     println!("{setup:?}, seed {seed}");
     let dir = scratch();
     let world = World::open(dir.path(), BOOT);

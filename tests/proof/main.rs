@@ -3,9 +3,11 @@
 
 mod check;
 mod crash;
+mod disk;
 mod failing;
 mod io;
 mod modes;
+mod power;
 mod several;
 mod vfs;
 mod wal;

@@ -1,10 +1,11 @@
 //! After every transaction in every journal mode the chain is the database.
 
 use super::check::Chains;
-use super::workload::{Random, Setup, number, rolled_back, transaction};
+use super::workload::{Random, Setup, number, rolled_back, seed_offset, transaction};
 use super::world::{World, scratch};
 
 fn run(setup: Setup, seed: u64) {
+    let seed = seed + seed_offset();
     println!("{setup:?}, seed {seed}");
     let dir = scratch();
     let world = World::open(dir.path(), "boot");

@@ -21,6 +21,11 @@ impl Random {
     }
 }
 
+/// Other seeds than the usual ones, for a longer search: `PROOF_SEED=n`.
+pub fn seed_offset() -> u64 {
+    std::env::var("PROOF_SEED").ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) * 1000
+}
+
 /// How a connection is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {

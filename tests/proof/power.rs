@@ -1,0 +1,125 @@
+//! The power goes at every step, one step after the other: of what was not fsynced
+//! any part may be left.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use litefs::db::FileKind;
+use litefs::words::DbName;
+
+use super::check::{Chains, at_rest};
+use super::disk::Disk;
+use super::workload::{Random, Setup, number, rolled_back, seed_offset, transaction};
+use super::world::{BOOT, World, scratch};
+
+/// What SQLite itself promises of acknowledged transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Promise {
+    /// All are there.
+    All,
+    /// The last one may be missing: the journal's unlink is not durable.
+    AllButOne,
+    /// The database is sound.
+    Sound,
+}
+
+struct Trial {
+    setup: Setup,
+    promise: Promise,
+    seed: u64,
+    acknowledged: AtomicU64,
+    points: AtomicU64,
+}
+
+fn found(world: &World) -> u64 {
+    let name = DbName::new("a.db").expect("a name");
+    let Some(database) = world.store.database(&name) else { return 0 };
+    let path = database.path(FileKind::Database);
+    if std::fs::metadata(&path).is_ok_and(|file| file.len() == 0) {
+        return 0;
+    }
+    number(&at_rest(&path)).expect("read")
+}
+
+fn power_goes(disk: &Disk, step: &str, trial: &Trial) {
+    let point = trial.points.fetch_add(1, Ordering::Relaxed);
+    let acknowledged = trial.acknowledged.load(Ordering::Acquire);
+    let mut random = Random(trial.seed << 32 | point);
+    let dir = scratch();
+    disk.lose_power(&dir.path().join("data"), &mut random);
+    let what = format!(
+        "{:?}, seed {}: no power at point {point} ({step}), {acknowledged} acknowledged",
+        trial.setup, trial.seed
+    );
+    let again = World::try_open(dir.path(), "boot-2").unwrap_or_else(|error| panic!("{what}: {error}"));
+    let mut chains = Chains::default();
+    chains.check_opened(&again.store, &what);
+    let found = found(&again);
+    let least = match trial.promise {
+        Promise::All => acknowledged,
+        Promise::AllButOne => acknowledged.saturating_sub(1),
+        Promise::Sound => 0,
+    };
+    assert!((least..=acknowledged + 1).contains(&found), "{what}: {found} found");
+    if point.is_multiple_of(5) {
+        let process = again.process();
+        let connection = process.connect("a.db");
+        trial.setup.apply(&connection).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let done = transaction(&connection, found + 1, &mut random);
+        done.unwrap_or_else(|error| panic!("{what}: {error}"));
+        chains.check_live(&again.store);
+        assert_eq!(chains.of("a.db").number(), found + 1, "{what}");
+    }
+}
+
+fn run(setup: Setup, promise: Promise, seed: u64) {
+    let seed = seed + seed_offset();
+    println!("{setup:?}, seed {seed}");
+    let dir = scratch();
+    let world = World::open(dir.path(), BOOT);
+    let disk = Disk::watch(&world.data);
+    let trial = Arc::new(Trial {
+        setup,
+        promise,
+        seed,
+        acknowledged: AtomicU64::default(),
+        points: AtomicU64::default(),
+    });
+    let here = Arc::clone(&trial);
+    world.at_every_step(move |_, step| power_goes(&disk, step, &here));
+    let process = world.process();
+    let connection = process.connect("a.db");
+    setup.apply(&connection).expect("set up");
+    let mut random = Random(seed);
+    for n in 1..=5 {
+        transaction(&connection, n, &mut random).expect("committed");
+        trial.acknowledged.store(n, Ordering::Release);
+        match n {
+            2 => rolled_back(&connection, &mut random).expect("rolled back"),
+            3 => world.store.checkpoint().expect("a checkpoint"),
+            4 => connection.execute_batch("PRAGMA wal_checkpoint(RESTART)").expect("checkpointed"),
+            _ => {}
+        }
+    }
+    drop(connection);
+    world.assert_sound();
+    println!("{} points", trial.points.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_loss_of_power_takes_no_more_from_a_rollback_database_than_sqlite_allows() {
+    run(Setup::new("TRUNCATE", "FULL"), Promise::All, 1);
+    run(Setup::new("PERSIST", "FULL"), Promise::All, 2);
+    run(Setup::new("DELETE", "EXTRA"), Promise::All, 3);
+    run(Setup::new("DELETE", "FULL"), Promise::AllButOne, 4);
+    run(Setup::new("DELETE", "NORMAL"), Promise::AllButOne, 5);
+}
+
+#[test]
+fn a_loss_of_power_takes_no_more_from_a_wal_database_than_sqlite_allows() {
+    for seed in 1..4 {
+        run(Setup::new("WAL", "FULL"), Promise::All, 10 + seed);
+        run(Setup::new("WAL", "NORMAL"), Promise::Sound, 20 + seed);
+    }
+    run(Setup { exclusive: true, ..Setup::new("WAL", "FULL") }, Promise::All, 31);
+}
