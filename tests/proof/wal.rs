@@ -159,3 +159,39 @@ fn the_page_size_and_the_journal_mode_may_change_under_the_chain() {
     let again = World::open(dir.path(), BOOT);
     Chains::default().check_opened(&again.store, "reopened");
 }
+
+#[test]
+fn what_sqlite_takes_back_in_its_recovery_is_a_transaction_of_its_own() {
+    let dir = scratch();
+    let world = World::open(dir.path(), BOOT);
+    let process = world.process();
+    let connection = process.connect("a.db");
+    FULL.apply(&connection).expect("set up");
+    connection.execute_batch("PRAGMA wal_autocheckpoint = 0").expect("set");
+    let (mut random, mut chains) = (Random(5), Chains::default());
+    for n in 1..=6 {
+        transaction(&connection, n, &mut random).expect("committed");
+    }
+    chains.check_live(&world.store);
+    let name = DbName::new("a.db").expect("a name");
+    let wal = world.store.database(&name).expect("there").path(FileKind::Wal);
+    let whole = std::fs::metadata(&wal).expect("there").len();
+    transaction(&connection, 7, &mut random).expect("committed");
+    chains.check_live(&world.store);
+    assert_eq!(chains.of("a.db").number(), 7);
+    process.kill();
+    drop(connection);
+    // A chain that SQLite does not believe any more, as 3.40.1 may leave one.
+    let file = std::fs::OpenOptions::new().write(true).open(&wal).expect("opened");
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 8], whole + 16).expect("written");
+    let next = world.process();
+    let connection = next.connect("a.db");
+    assert_eq!(number(&connection).expect("read"), 6);
+    chains.check_live(&world.store);
+    assert_eq!(chains.of("a.db").number(), 6);
+    for n in 7..12 {
+        transaction(&connection, n, &mut random).expect("committed");
+        chains.check_live(&world.store);
+        assert_eq!(chains.of("a.db").number(), n);
+    }
+}
