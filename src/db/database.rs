@@ -151,9 +151,14 @@ impl Database {
         self.lock().log_from
     }
 
-    /// The oldest record of the log that a copy of the database would need.
+    /// The oldest record of the log that a copy of the database, or one that is being
+    /// made, would need, or that still waits for its commit.
     pub fn oldest_needed(&self) -> Option<Place> {
-        self.lock().wal.as_ref().and_then(|track| track.places().first().copied())
+        let state = self.lock();
+        let wal = state.wal.as_ref().and_then(|track| track.places().first().copied());
+        let copy = state.recorder.as_ref().and_then(|recorder| recorder.commits.first().copied());
+        let prepared = state.prepared.as_ref().map(|prepared| prepared.place);
+        [wal, copy, prepared].into_iter().flatten().min()
     }
 
     /// Captures what is committed; then the position.

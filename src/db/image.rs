@@ -59,7 +59,7 @@ impl Database {
         if !state.exists || state.pages == 0 {
             return Ok(None);
         }
-        let commits = state.wal.as_ref().map(super::wal::WalTrack::places).unwrap_or_default();
+        let commits = state.wal.as_ref().map(|track| track.places().to_vec()).unwrap_or_default();
         state.recorder = Some(Recorder { commits, written: state.dirty.pages().clone() });
         Ok(Some(self.database_file(&mut state)?))
     }

@@ -155,6 +155,7 @@ impl Database {
         if let Some(wal) = wal {
             self.recover_wal(state, wal)?;
         }
+        self.shared.faults.pass("recover.captured").map_err(DbError::io("write", self.paths.dir()))?;
         self.remove_wal()?;
         self.check_size(state, since)
     }
@@ -307,6 +308,7 @@ impl Database {
         if hot {
             self.play_back(state, &file, len, head.page_size)?;
         }
+        self.shared.faults.pass("recover.journal").map_err(DbError::io("remove", &path))?;
         fs::remove_file(&path).map_err(DbError::io("remove", &path))?;
         sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
         Ok(if hot { LeftJournal::RolledBack(head.nonce) } else { LeftJournal::Ended })

@@ -91,6 +91,7 @@ impl Database {
         }
         let pages = state.pages;
         state.sums.flush(pages).map_err(DbError::io("write", self.paths.sums()))?;
+        self.shared.faults.pass("checkpoint.sums").map_err(DbError::io("write", self.paths.sums()))?;
         let wal = state.wal.as_ref().map(|track| (track.header.salt, track.end.frames, track.end.sum));
         let (pos, page_size) = (state.pos, state.page_size);
         let (log_from, incomplete) = (state.log_from, state.incomplete);

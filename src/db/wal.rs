@@ -57,8 +57,8 @@ impl WalTrack {
     }
 
     /// Where the log has what the database file may lack.
-    pub fn places(&self) -> Vec<Place> {
-        self.places.clone()
+    pub fn places(&self) -> &[Place] {
+        &self.places
     }
 
     /// Whether a captured frame holds this page: a write of it to the database file

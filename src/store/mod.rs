@@ -179,6 +179,7 @@ impl Store {
         }
         self.commits.forget_other_pasts(|db| databases.get(db).map(|database| database.log_from()));
         *self.databases.write().unwrap_or_else(PoisonError::into_inner) = databases;
+        self.shared.faults.pass("recover.all").map_err(StoreError::io("recover", &self.dir))?;
         for known in supers {
             let path = names::super_journal_path(&self.dir.join("super"), &known);
             fs::remove_file(&path).map_err(StoreError::io("remove", path))?;

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use litefs::db::FileKind;
-use litefs::words::{DbName, Pos};
+use litefs::words::{DbName, Faults, Pos};
 
 use super::check::{Chains, at_rest};
 use super::workload::{Random, Setup, number, rolled_back, seed_offset, transaction};
-use super::world::{BOOT, World, scratch};
+use super::world::{BOOT, World, copy_dir, scratch};
 
 /// What the application knows to be committed, and what was told to listeners.
 #[derive(Default)]
@@ -43,8 +43,33 @@ fn dies_here(world: &World, step: &str, known: &Known, setup: Setup) {
     assert!((acknowledged..=acknowledged + 1).contains(&found), "{what}: {found} found");
     let told = known.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
     assert!(chains.of("a.db").history.starts_with(&told), "{what}: what was told is taken back");
+    if point % 8 == 3 {
+        dies_again(world, &chains, &what);
+    }
     if point.is_multiple_of(4) {
         goes_on(&again, found, &mut chains, setup, &what);
+    }
+}
+
+/// The next daemon dies, too, at every step of its recovery.
+fn dies_again(world: &World, expected: &Chains, what: &str) {
+    let (dir, copies) = (scratch(), scratch());
+    world.snapshot(dir.path());
+    let faults = Faults::none();
+    let (data, to) = (dir.path().join("data"), copies.path().to_owned());
+    let next = AtomicU64::new(0);
+    faults.observe(move |_| {
+        let copy = to.join(next.fetch_add(1, Ordering::Relaxed).to_string());
+        copy_dir(&data, &copy.join("data"));
+    });
+    drop(World::try_open_with(dir.path(), BOOT, faults).unwrap_or_else(|error| panic!("{what}: {error}")));
+    for copy in std::fs::read_dir(copies.path()).expect("a listing") {
+        let copy = copy.expect("an entry").path();
+        let what = format!("{what}, and again in the recovery ({})", copy.display());
+        let again = World::try_open(&copy, BOOT).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut chains = Chains::default();
+        chains.check_opened(&again.store, &what);
+        assert_eq!(chains.of("a.db").pos.checksum, expected.of("a.db").pos.checksum, "{what}");
     }
 }
 

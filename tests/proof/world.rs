@@ -106,9 +106,17 @@ impl World {
 
     /// As `open`, which must succeed.
     pub fn try_open(dir: &Path, boot: &str) -> Result<Arc<World>, litefs::store::StoreError> {
+        World::try_open_with(dir, boot, Faults::none())
+    }
+
+    /// As `try_open`, with these fail points from the beginning.
+    pub fn try_open_with(
+        dir: &Path,
+        boot: &str,
+        faults: Faults,
+    ) -> Result<Arc<World>, litefs::store::StoreError> {
         let (data, mount) = (dir.join("data"), dir.join("mount"));
         fs::create_dir_all(&mount).expect("a directory");
-        let faults = Faults::none();
         let store = Store::open(StoreOptions {
             dir: data.clone(),
             boot_id: boot.to_owned(),
@@ -263,7 +271,7 @@ impl Process {
     }
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory");
     for entry in fs::read_dir(from).expect("a listing") {
         let entry = entry.expect("an entry");

@@ -110,7 +110,8 @@ impl ChangeLog {
 
     fn rotate(&self, writer: &mut Writer) -> Result<(), LogError> {
         let old = file_path(&self.dir, writer.number);
-        writer.file.sync_data().map_err(LogError::io("sync", &old))?;
+        let written = Place { file: writer.number, offset: writer.len };
+        self.durable.sync(&writer.file, written).map_err(LogError::io("sync", &old))?;
         let number = writer.number + 1;
         let path = file_path(&self.dir, number);
         let file = OpenOptions::new()
