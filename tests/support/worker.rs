@@ -29,6 +29,8 @@ pub struct Worker {
     child: Child,
     stdin: ChildStdin,
     replies: mpsc::Receiver<String>,
+    /// The last command.
+    told: String,
     /// Which SQLite it uses.
     pub sqlite: Sqlite,
 }
@@ -110,12 +112,13 @@ impl Worker {
                 }
             }
         });
-        Worker { child, stdin, replies, sqlite }
+        Worker { child, stdin, replies, told: String::new(), sqlite }
     }
 
     /// Sends a command.
     pub fn send(&mut self, command: &Value) -> Result<(), Gone> {
         let mut line = command.to_string();
+        self.told = line.chars().take(300).collect();
         line.push('\n');
         self.stdin.write_all(line.as_bytes()).map_err(|_| Gone)
     }
@@ -125,7 +128,12 @@ impl Worker {
         match self.replies.recv_timeout(PATIENCE) {
             Ok(line) => Ok(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(Gone),
-            Err(mpsc::RecvTimeoutError::Timeout) => panic!("a worker gave no reply within {PATIENCE:?}"),
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!(
+                "worker {} gave no reply within {PATIENCE:?}; it was told {}; locks:\n{}",
+                self.child.id(),
+                self.told,
+                std::fs::read_to_string("/proc/locks").unwrap_or_default()
+            ),
         }
     }
 
