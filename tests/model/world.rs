@@ -193,8 +193,11 @@ impl World {
 
     /// A script for a hand.
     pub fn script(&mut self, hand: usize, groups: u64, allowed: Allowed) -> Vec<Group> {
-        let spills = allowed.spills && self.hands[hand].sqlite == Sqlite::Bundled;
-        let allowed = Allowed { spills, ..allowed };
+        let bundled = self.hands[hand].sqlite == Sqlite::Bundled;
+        // SQLite 3.40.1 in WAL mode keeps the PENDING lock for good when EXCLUSIVE was
+        // refused because others are connected.
+        let exclusive = allowed.exclusive && bundled;
+        let allowed = Allowed { spills: allowed.spills && bundled, exclusive, ..allowed };
         let mut author = Author { random: &mut self.random, who: hand, serial: &mut self.serial, allowed };
         author.script(groups)
     }

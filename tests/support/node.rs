@@ -23,6 +23,8 @@ pub struct Settings {
     pub allow_other: bool,
     /// `[storage] sync-interval`.
     pub sync_interval: &'static str,
+    /// `[log] level`.
+    pub log: &'static str,
     /// More lines of litefs.toml, appended.
     pub more: String,
     /// Environment of the process, such as LITEFS_FAULTS.
@@ -37,6 +39,7 @@ impl Default for Settings {
             passthrough: true,
             allow_other: false,
             sync_interval: "20ms",
+            log: "debug",
             more: String::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
@@ -133,14 +136,14 @@ impl Node {
 
     /// Writes its configuration file.
     pub fn write_config(&self) {
-        let Settings { passthrough, allow_other, sync_interval, more, .. } = &self.settings;
+        let Settings { passthrough, allow_other, sync_interval, log, more, .. } = &self.settings;
         let text = format!(
             "[fuse]\ndir = {:?}\nallow-other = {allow_other}\npassthrough = \"{}\"\n\
              [data]\ndir = {:?}\n\
              [storage]\nurl = \"{}\"\nsync-interval = \"{sync_interval}\"\n\
              [lease]\ntype = \"static\"\n\
              [http]\naddr = \"{}\"\n\
-             [log]\nlevel = \"debug\"\n{more}",
+             [log]\nlevel = \"{log}\"\n{more}",
             self.mount(),
             if *passthrough { "auto" } else { "off" },
             self.data,
