@@ -2,14 +2,15 @@
 //! not know how a node runs.
 
 use std::io::IsTerminal;
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{self, Config, Encoding, LogFormat, OnUnreachable, Passthrough};
+use crate::config::{self, Config, Encoding, LeaseKind, LogFormat, OnUnreachable, Passthrough};
 use crate::ltx::Codec;
-use crate::node::{self, NodeError, NodeOptions};
+use crate::node::{self, LeaseChoice, NodeError, NodeOptions, Outcome};
 use crate::store::LogRetention;
 use crate::words::{Faults, SystemClock};
 use crate::{archive, exec, fuse};
@@ -30,7 +31,8 @@ pub fn mount(args: Mount) -> Result<ExitCode, CliError> {
         "litefs starts"
     );
     match node::run(options) {
-        Ok(code) => Ok(ExitCode::from(code)),
+        Ok(Outcome::Exit(code)) => Ok(ExitCode::from(code)),
+        Ok(Outcome::Rejoin) => Err(CliError::Failed(start_over())),
         Err(error) if config.log.format == LogFormat::Json => {
             tracing::error!(%error, "the node failed");
             Err(CliError::Told(code_of(&error)))
@@ -38,6 +40,17 @@ pub fn mount(args: Mount) -> Result<ExitCode, CliError> {
         Err(error) if error.is_unsafe() => Err(CliError::Unsafe(error.into())),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Replaces this process by the same program with the same arguments, under the same
+/// process id, so that whoever supervises it notices nothing. Returns only on failure.
+fn start_over() -> anyhow::Error {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return anyhow::Error::new(error).context("finding the litefs program"),
+    };
+    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
+    anyhow::Error::new(error).context("starting over")
 }
 
 fn code_of(error: &NodeError) -> u8 {
@@ -77,7 +90,15 @@ fn options(config: &Config) -> Result<NodeOptions, CliError> {
             OnUnreachable::Wait | OnUnreachable::ServeStale => node::OnUnreachable::Wait,
         },
         shutdown_timeout: storage.shutdown_timeout,
+        lease: match lease.kind {
+            LeaseKind::Storage => LeaseChoice::Storage {
+                store: place::configured(config)?.open_for_lease(lease.ttl)?,
+                ttl: lease.ttl,
+            },
+            LeaseKind::Static | LeaseKind::Consul(_) => LeaseChoice::Static,
+        },
         hostname: lease.hostname.clone(),
+        advertise_url: lease.advertise_url.clone(),
         candidate: lease.candidate,
         http: (http.addr, http.token.as_ref().map(|token| token.reveal().to_owned())),
         exec: config.exec.clone(),

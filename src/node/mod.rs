@@ -8,6 +8,7 @@ mod encode;
 mod error;
 mod images;
 mod import;
+mod join;
 mod options;
 mod publish;
 mod run;
@@ -16,5 +17,5 @@ mod upkeep;
 
 pub use error::NodeError;
 pub use import::internal_copy;
-pub use options::{NodeOptions, OnUnreachable};
-pub use run::run;
+pub use options::{LeaseChoice, NodeOptions, OnUnreachable};
+pub use run::{Outcome, run};

@@ -20,6 +20,19 @@ pub enum OnUnreachable {
     Wait,
 }
 
+/// Who decides which node writes.
+pub enum LeaseChoice {
+    /// The configuration: this node, and no other.
+    Static,
+    /// An object in the archive's storage.
+    Storage {
+        /// The storage, by connections of its own.
+        store: Arc<dyn ObjectStore>,
+        /// How long a term holds without renewal.
+        ttl: Duration,
+    },
+}
+
 /// What a node is told.
 pub struct NodeOptions {
     /// The mount.
@@ -38,8 +51,12 @@ pub struct NodeOptions {
     pub on_unreachable: OnUnreachable,
     /// How long stopping may take.
     pub shutdown_timeout: Duration,
+    /// Who decides which node writes.
+    pub lease: LeaseChoice,
     /// What other nodes and `.primary` call this one.
     pub hostname: String,
+    /// Where other nodes reach this one's API.
+    pub advertise_url: Option<String>,
     /// Whether it may become primary.
     pub candidate: bool,
     /// Where the HTTP API listens, and its token.

@@ -1,9 +1,10 @@
 //! Running a node: the order in which its parts come up and go down.
 //!
 //! Up: data directory recovered, API answering, archive's head read, every database
-//! aligned with it, log sealed, mounted, publisher, commands. Down, in reverse:
-//! commands, mount, drain to the archive, checkpoint. A signal in any phase leads to
-//! the way down from there.
+//! aligned with it, lease held, log sealed, mounted, publisher, commands. Down, in
+//! reverse: commands, mount, drain to the archive, lease, checkpoint. A signal in any
+//! phase leads to the way down from there. A node that lost the lease goes down, too,
+//! and starts over: what it could not publish is parked then.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, mpsc};
@@ -12,25 +13,39 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::archive::{Archive, ArchiveError, Occasion, Progress, PutError, Writer};
+use crate::archive::{Occasion, PutError, Writer};
 use crate::exec::{self, Supervisor};
 use crate::fuse::Mount;
+use crate::lease::{self, Lease, Member, StaticLease, StorageLease, StorageLeaseOptions, Want};
 use crate::object::{Counted, ObjectStore};
 use crate::peer::{Event, Events, Server, ServerOptions, TxData, serve};
 use crate::store::{LogRetention, Role, Store, StoreOptions};
-use crate::words::{DbName, NodeId};
+use crate::words::{Epoch, NodeId};
 
-use super::align::align;
-use super::encode::{Style, whole};
 use super::images::Images;
 use super::publish::{Publisher, Setup};
 use super::service::{NodeService, Parts, Stage};
 use super::upkeep::{Poke, Upkeep};
-use super::{NodeError, NodeOptions};
+use super::{LeaseChoice, NodeError, NodeOptions};
 
-/// How long to wait before the storage is tried again at start, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How often a node that waits for the lease looks at it, at most.
+const LONGEST_POLL: Duration = Duration::from_secs(2);
+
+/// How long a stop waits for the storage to know that the lease is free: if it does
+/// not, others wait for the term to end.
+const RELEASE: Duration = Duration::from_secs(3);
+
+/// Longer than any term: whatever happens to a lease wakes who waits for it.
+const A_LONG_TIME: Duration = Duration::from_secs(1 << 30);
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With this exit code.
+    Exit(u8),
+    /// It is not the primary any more: the program is to start over.
+    Rejoin,
+}
 
 /// What ends a running node, or is passed on.
 enum Notice {
@@ -38,11 +53,12 @@ enum Notice {
     Exec(exec::Ended),
     Unmounted,
     Failed(NodeError),
+    LeaseLost,
 }
 
 /// Runs a node until it is told to stop or cannot go on. The exit code is that of the
 /// commands, else 0.
-pub fn run(options: NodeOptions) -> Result<u8, NodeError> {
+pub fn run(options: NodeOptions) -> Result<Outcome, NodeError> {
     let (notices, inbox) = mpsc::channel();
     let stop = Arc::new(AtomicBool::new(false));
     listen_for_signals(notices.clone(), Arc::clone(&stop))?;
@@ -67,10 +83,10 @@ fn listen_for_signals(notices: mpsc::Sender<Notice>, stop: Arc<AtomicBool>) -> R
 }
 
 /// A node with its data directory open and its API answering.
-struct Node {
-    options: NodeOptions,
-    store: Arc<Store>,
-    service: Arc<NodeService>,
+pub(super) struct Node {
+    pub(super) options: NodeOptions,
+    pub(super) store: Arc<Store>,
+    pub(super) service: Arc<NodeService>,
     server: Server,
     notices: mpsc::Sender<Notice>,
     stop: Arc<AtomicBool>,
@@ -124,115 +140,67 @@ impl Node {
         Ok(Node { options, store, service, server, notices, stop, poke: Poke::default() })
     }
 
-    fn stopping(&self) -> bool {
+    pub(super) fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 
     /// From the archive's head to the end of service.
-    fn serve(&self, inbox: &mpsc::Receiver<Notice>) -> Result<u8, NodeError> {
-        let writer = Arc::new(self.join()?);
+    fn serve(&self, inbox: &mpsc::Receiver<Notice>) -> Result<Outcome, NodeError> {
+        let lease = self.lease()?;
+        let result = self.serve_with(&lease, inbox);
+        // Nothing of this node is under way any more: the next one may begin.
+        self.release(lease.as_ref());
+        result
+    }
+
+    fn lease(&self) -> Result<Arc<dyn Lease>, NodeError> {
+        let member = Member {
+            node: self.store.node_id(),
+            hostname: self.options.hostname.clone(),
+            advertise_url: self.options.advertise_url.clone(),
+        };
+        Ok(match &self.options.lease {
+            LeaseChoice::Static => Arc::new(StaticLease::primary()),
+            LeaseChoice::Storage { store, ttl } => {
+                let (poll, clock) = ((*ttl / 5).min(LONGEST_POLL), Arc::clone(&self.options.clock));
+                let options = StorageLeaseOptions { member, ttl: *ttl, poll, clock };
+                let lease = StorageLease::new(Arc::clone(store), options);
+                Arc::new(lease.map_err(NodeError::io("starting the lease"))?)
+            }
+        })
+    }
+
+    /// Gives the lease back, and waits for the storage to know, for a moment.
+    fn release(&self, lease: &dyn Lease) {
+        lease.want(Want::Nothing);
+        lease.wait(RELEASE, &mut |standing| !standing.busy);
+    }
+
+    fn serve_with(
+        &self,
+        lease: &Arc<dyn Lease>,
+        inbox: &mpsc::Receiver<Notice>,
+    ) -> Result<Outcome, NodeError> {
+        let writer = Arc::new(self.join(lease.as_ref())?);
         self.service.update(|parts| parts.writer = Some(Arc::clone(&writer)));
+        self.watch_lease(lease, writer.epoch())?;
         let serving = self.begin(&writer)?;
         let result = self.attend(&serving, inbox);
         self.end(serving, result)
     }
 
-    /// Reads the archive's head, brings every database to it, and seals the log.
-    fn join(&self) -> Result<Writer, NodeError> {
-        let archive = self.persist(|| {
-            Archive::open_or_init(Arc::clone(&self.options.storage), self.options.archive.clone())
-        })?;
-        self.check_cluster(&archive)?;
-        let (head, wholes) = self.persist(|| {
-            let head = archive.head()?;
-            let watch = |_: Progress| !self.stopping();
-            Ok(align(&self.store, &archive, &head, &watch).map(|wholes| (head, wholes)))
-        })??;
-        let mut epoch = head.epoch().next();
-        let writer = self.persist(|| match Writer::seal(&archive, epoch, self.store.node_id()) {
-            Ok(writer) => Ok(Ok(writer)),
-            // Another start of this node, or a reply that was lost: the next epoch.
-            Err(PutError::Fenced { by }) if by.node == self.store.node_id() => {
-                epoch = by.epoch.next();
-                Err(ArchiveError::Conflict)
-            }
-            Err(PutError::Unreachable(error)) => Err(error.into()),
-            Err(PutError::Refused(error)) => Err(error),
-            Err(error) => Ok(Err(error)),
-        })??;
-        self.publish_wholes(&writer, &wholes)?;
-        tracing::info!(archive = %self.options.storage.describe(), %epoch, seq = %head.seq(), "at the archive's head");
-        Ok(writer)
-    }
-
-    fn check_cluster(&self, archive: &Archive) -> Result<(), NodeError> {
-        match self.store.cluster() {
-            Some(local) if local != archive.cluster() => Err(NodeError::OtherCluster {
-                local,
-                found: archive.cluster(),
-                archive: self.options.storage.describe(),
-            }),
-            Some(_) => Ok(()),
-            None => Ok(self.store.set_cluster(archive.cluster())?),
-        }
-    }
-
-    /// Databases of which the archive has nothing, and whose first transactions are no
-    /// longer in the change log.
-    fn publish_wholes(&self, writer: &Writer, wholes: &[DbName]) -> Result<(), NodeError> {
-        for name in wholes {
-            let Some(database) = self.store.database(name) else { continue };
-            let Some(image) = database.image(self.store.dir())? else { continue };
-            let style = Style {
-                codec: self.options.archive.codec,
-                node: self.store.node_id(),
-                spool: &self.options.archive.spool,
-            };
-            let failed =
-                |error: &dyn std::fmt::Display| NodeError::Align { db: name.clone(), why: error.to_string() };
-            let set =
-                whole(name, &image, self.options.clock.now(), &style).map_err(|error| failed(&error))?;
-            self.persist(|| match writer.put(std::slice::from_ref(&set)) {
-                Ok(_) => Ok(Ok(())),
-                Err(PutError::Unreachable(error)) => Err(error.into()),
-                Err(PutError::Refused(error)) => Err(error),
-                Err(error) => Ok(Err(error)),
-            })??;
-            tracing::info!(db = %name, pos = %image.pos, "published as a whole: the archive had nothing of it");
-        }
-        Ok(())
-    }
-
-    /// Tries until it works, a failure that waiting cannot mend, or the node is told to
-    /// stop. Says so once.
-    fn persist<T>(&self, mut attempt: impl FnMut() -> Result<T, ArchiveError>) -> Result<T, NodeError> {
-        let mut pause = FIRST_PAUSE;
-        let mut said = false;
-        loop {
-            match attempt() {
-                Ok(value) => {
-                    if said {
-                        tracing::info!("the archive is there again");
-                        self.service.update(|parts| parts.waiting_for = None);
-                    }
-                    return Ok(value);
-                }
-                Err(ArchiveError::Cancelled) if self.stopping() => return Err(NodeError::Stopped),
-                Err(error) if !waits(&error) => return Err(error.into()),
-                Err(error) => {
-                    if !said {
-                        tracing::warn!(%error, "the archive cannot be used: waiting for it before serving");
-                        said = true;
-                    }
-                    self.service.update(|parts| parts.waiting_for = Some(error.to_string()));
-                }
-            }
-            if self.stopping() {
-                return Err(NodeError::Stopped);
-            }
-            self.store.commits().pause(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
+    /// Steps down at the moment at which the lease is not this node's any more.
+    fn watch_lease(&self, lease: &Arc<dyn Lease>, epoch: Epoch) -> Result<(), NodeError> {
+        let (lease, store, notices) = (Arc::clone(lease), Arc::clone(&self.store), self.notices.clone());
+        let watch = move || {
+            let mut lost = |standing: &lease::Standing| standing.holder.this() != Some(epoch);
+            while lease.wait(A_LONG_TIME, &mut lost).is_none() {}
+            store.set_role(Role::Replica { primary: None });
+            // The node may have ended already.
+            let _ = notices.send(Notice::LeaseLost);
+        };
+        let thread = std::thread::Builder::new().name("litefs-step-down".to_owned());
+        thread.spawn(watch).map(drop).map_err(NodeError::io("watching the lease"))
     }
 
     /// Mounts, takes the role, starts what runs beside.
@@ -318,12 +286,12 @@ impl Node {
     }
 
     /// Waits for what ends the node.
-    fn attend(&self, serving: &Serving, inbox: &mpsc::Receiver<Notice>) -> Result<u8, NodeError> {
+    fn attend(&self, serving: &Serving, inbox: &mpsc::Receiver<Notice>) -> Result<Outcome, NodeError> {
         while let Ok(notice) = inbox.recv() {
             match notice {
                 Notice::Signal(SIGTERM | SIGINT | SIGQUIT) => {
                     tracing::info!("asked to stop");
-                    return Ok(0);
+                    return Ok(Outcome::Exit(0));
                 }
                 Notice::Signal(signal) => {
                     if let Some(supervisor) = &serving.supervisor {
@@ -332,21 +300,29 @@ impl Node {
                 }
                 Notice::Exec(exec::Ended::Code(code)) => {
                     tracing::info!(code, "the commands have ended: stopping");
-                    return Ok(code);
+                    return Ok(Outcome::Exit(code));
                 }
                 Notice::Exec(exec::Ended::Idle) => {}
                 Notice::Unmounted => {
                     tracing::warn!("the mount was unmounted from outside: stopping");
-                    return Ok(0);
+                    return Ok(Outcome::Exit(0));
+                }
+                Notice::Failed(NodeError::Put(PutError::Fenced { by })) => {
+                    tracing::error!(%by, "another node writes the archive now: starting over as a replica");
+                    return Ok(Outcome::Rejoin);
                 }
                 Notice::Failed(error) => return Err(error),
+                Notice::LeaseLost => {
+                    tracing::error!("the lease ran out or was taken over: starting over as a replica");
+                    return Ok(Outcome::Rejoin);
+                }
             }
         }
-        Ok(0)
+        Ok(Outcome::Exit(0))
     }
 
     /// The way down: nobody writes any more, everything goes to the archive.
-    fn end(&self, serving: Serving, result: Result<u8, NodeError>) -> Result<u8, NodeError> {
+    fn end(&self, serving: Serving, result: Result<Outcome, NodeError>) -> Result<Outcome, NodeError> {
         let deadline = Instant::now() + self.options.shutdown_timeout;
         let left = || deadline.saturating_duration_since(Instant::now());
         self.service.update(|parts| {
@@ -356,8 +332,8 @@ impl Node {
         let mut code = result;
         if let Some(supervisor) = serving.supervisor {
             let ended = supervisor.stop(left() / 2);
-            if let (Ok(0), exec::Ended::Code(ended)) = (&code, ended) {
-                code = Ok(ended);
+            if let (Ok(Outcome::Exit(0)), exec::Ended::Code(ended)) = (&code, ended) {
+                code = Ok(Outcome::Exit(ended));
             }
         }
         if let Err(error) = serving.mount.unmount(left() / 4) {
@@ -369,16 +345,16 @@ impl Node {
                 tracing::error!(db = %database.name(), %error, "the last transactions could not be captured: they are in its files, and are captured at the next start");
             }
         }
-        let drained = serving.publisher.drain(left());
+        let drained = is_ours(&code) && serving.publisher.drain(left());
         let standing = serving.publisher.standing();
-        if drained && is_ours(&code) {
+        if drained {
             self.compact(left());
         }
         self.service.update(|parts| parts.publisher = None);
         drop(serving.publisher);
         drop(serving.upkeep);
         let count = self.store.commits().unpublished();
-        if code.is_ok() && !drained && count > 0 {
+        if matches!(code, Ok(Outcome::Exit(_))) && !drained && count > 0 {
             return Err(NodeError::Unarchived {
                 count,
                 why: standing.error.unwrap_or_else(|| "storage.shutdown-timeout was over".to_owned()),
@@ -399,11 +375,11 @@ impl Node {
         }
     }
 
-    fn close(self, result: Result<u8, NodeError>) -> Result<u8, NodeError> {
+    fn close(self, result: Result<Outcome, NodeError>) -> Result<Outcome, NodeError> {
         let saved = self.store.checkpoint();
         self.server.stop(Duration::from_secs(2));
         let code = match result {
-            Err(NodeError::Stopped) => Ok(0),
+            Err(NodeError::Stopped) => Ok(Outcome::Exit(0)),
             result => result,
         };
         saved.map_err(NodeError::from).and(code)
@@ -411,14 +387,8 @@ impl Node {
 }
 
 /// Whether the archive is still this node's to write.
-fn is_ours(result: &Result<u8, NodeError>) -> bool {
-    !matches!(result, Err(NodeError::Put(_)))
-}
-
-/// Whether waiting may mend it: the storage is out of reach, or refuses for reasons
-/// that are mended there (rights, a full disk).
-fn waits(error: &ArchiveError) -> bool {
-    error.is_transient()
+fn is_ours(result: &Result<Outcome, NodeError>) -> bool {
+    !matches!(result, Ok(Outcome::Rejoin) | Err(NodeError::Put(_)))
 }
 
 fn boot_id() -> Result<String, NodeError> {
