@@ -1,7 +1,7 @@
 //! Why a node does not start or go on. Must not decide exit codes; it says whether
 //! going on would be unsafe.
 
-use crate::archive::{ArchiveError, PutError};
+use crate::archive::{ArchiveError, Fence, PutError};
 use crate::db::DbError;
 use crate::fuse::MountError;
 use crate::peer::ServeError;
@@ -59,6 +59,15 @@ pub enum NodeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Two nodes that both are told to be the only one.
+    #[error(
+        "{by}, but with lease.type = \"static\" this node is to be the only one that writes the archive: stop the \
+         other, or use lease.type = \"storage\" on both (what this node has not archived is in its data directory)"
+    )]
+    NotAlone {
+        /// The other.
+        by: Fence,
+    },
     /// Asked to stop before it was up.
     #[error("stopped before it was up")]
     Stopped,
@@ -81,7 +90,7 @@ impl NodeError {
     /// Whether going on, or starting again as it is, could do harm.
     pub fn is_unsafe(&self) -> bool {
         match self {
-            NodeError::OtherCluster { .. } | NodeError::Align { .. } => true,
+            NodeError::OtherCluster { .. } | NodeError::Align { .. } | NodeError::NotAlone { .. } => true,
             NodeError::Put(error) => !matches!(error, PutError::Unreachable(_)),
             NodeError::Archive(error) => !matches!(error, ArchiveError::Object(_) | ArchiveError::Cancelled),
             NodeError::Database(error) => matches!(error, DbError::Damaged { .. }),

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use crate::archive::{Archive, ArchiveError, Head, Progress, PutError, Writer};
 use crate::lease::{Holder, Lease, Standing, Want};
+use crate::object::check_conditions;
 use crate::words::{DbName, Epoch};
 
-use super::NodeError;
 use super::align::align;
 use super::encode::{Style, whole};
 use super::run::Node;
+use super::{LeaseChoice, NodeError};
 
 /// How long to wait before the storage is tried again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -22,8 +23,10 @@ const GLANCE: Duration = Duration::from_millis(500);
 impl Node {
     /// Becomes the archive's writer, at its head, in an epoch that the lease gave.
     pub(super) fn join(&self, lease: &dyn Lease) -> Result<Writer, NodeError> {
-        let archive = self
-            .persist(|| Archive::open_or_init(self.options.storage.clone(), self.options.archive.clone()))?;
+        if matches!(self.options.lease, LeaseChoice::Storage { .. }) {
+            self.persist(|| Ok(check_conditions(&self.options.storage)?))?;
+        }
+        let archive = self.persist(|| Archive::open_or_init(self.options.storage.clone(), self.options.archive.clone()))?;
         self.check_cluster(&archive)?;
         let mut head = self.head(&archive)?.0;
         loop {

@@ -170,6 +170,10 @@ impl Node {
         })
     }
 
+    fn is_static(&self) -> bool {
+        matches!(self.options.lease, LeaseChoice::Static)
+    }
+
     /// Gives the lease back, and waits for the storage to know, for a moment.
     fn release(&self, lease: &dyn Lease) {
         lease.want(Want::Nothing);
@@ -307,10 +311,11 @@ impl Node {
                     tracing::warn!("the mount was unmounted from outside: stopping");
                     return Ok(Outcome::Exit(0));
                 }
-                Notice::Failed(NodeError::Put(PutError::Fenced { by })) => {
+                Notice::Failed(NodeError::Put(PutError::Fenced { by })) if !self.is_static() => {
                     tracing::error!(%by, "another node writes the archive now: starting over as a replica");
                     return Ok(Outcome::Rejoin);
                 }
+                Notice::Failed(NodeError::Put(PutError::Fenced { by })) => return Err(NodeError::NotAlone { by }),
                 Notice::Failed(error) => return Err(error),
                 Notice::LeaseLost => {
                     tracing::error!("the lease ran out or was taken over: starting over as a replica");
@@ -388,7 +393,7 @@ impl Node {
 
 /// Whether the archive is still this node's to write.
 fn is_ours(result: &Result<Outcome, NodeError>) -> bool {
-    !matches!(result, Ok(Outcome::Rejoin) | Err(NodeError::Put(_)))
+    !matches!(result, Ok(Outcome::Rejoin) | Err(NodeError::Put(_) | NodeError::NotAlone { .. }))
 }
 
 fn boot_id() -> Result<String, NodeError> {

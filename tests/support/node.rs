@@ -25,6 +25,8 @@ pub struct Settings {
     pub sync_interval: &'static str,
     /// `[log] level`.
     pub log: &'static str,
+    /// The lines of `[lease]`.
+    pub lease: &'static str,
     /// More lines of litefs.toml, appended.
     pub more: String,
     /// Environment of the process, such as LITEFS_FAULTS.
@@ -40,6 +42,7 @@ impl Default for Settings {
             allow_other: false,
             sync_interval: "20ms",
             log: "debug",
+            lease: "type = \"static\"",
             more: String::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
@@ -136,12 +139,12 @@ impl Node {
 
     /// Writes its configuration file.
     pub fn write_config(&self) {
-        let Settings { passthrough, allow_other, sync_interval, log, more, .. } = &self.settings;
+        let Settings { passthrough, allow_other, sync_interval, log, lease, more, .. } = &self.settings;
         let text = format!(
             "[fuse]\ndir = {:?}\nallow-other = {allow_other}\npassthrough = \"{}\"\n\
              [data]\ndir = {:?}\n\
              [storage]\nurl = \"{}\"\nsync-interval = \"{sync_interval}\"\n\
-             [lease]\ntype = \"static\"\n\
+             [lease]\n{lease}\n\
              [http]\naddr = \"{}\"\n\
              [log]\nlevel = \"{log}\"\n{more}",
             self.mount(),
