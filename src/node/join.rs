@@ -26,7 +26,8 @@ impl Node {
         if matches!(self.options.lease, LeaseChoice::Storage { .. }) {
             self.persist(|| Ok(check_conditions(&self.options.storage)?))?;
         }
-        let archive = self.persist(|| Archive::open_or_init(self.options.storage.clone(), self.options.archive.clone()))?;
+        let archive = self
+            .persist(|| Archive::open_or_init(self.options.storage.clone(), self.options.archive.clone()))?;
         self.check_cluster(&archive)?;
         let mut head = self.head(&archive)?.0;
         loop {
@@ -183,8 +184,8 @@ fn reason(standing: &Standing) -> String {
     }
 }
 
-/// Whether waiting may mend it: the storage is out of reach, or refuses for reasons
-/// that are mended there (rights, a full disk).
+/// Whether waiting may mend it: the storage is out of reach, or upkeep took away what
+/// was about to be read.
 fn waits(error: &ArchiveError) -> bool {
-    error.is_transient()
+    error.is_transient() || error.is_outdated()
 }

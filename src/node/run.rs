@@ -162,7 +162,7 @@ impl Node {
         Ok(match &self.options.lease {
             LeaseChoice::Static => Arc::new(StaticLease::primary()),
             LeaseChoice::Storage { store, ttl } => {
-                let (poll, clock) = ((*ttl / 5).min(LONGEST_POLL), Arc::clone(&self.options.clock));
+                let (poll, clock) = ((*ttl / 15).min(LONGEST_POLL), Arc::clone(&self.options.clock));
                 let options = StorageLeaseOptions { member, ttl: *ttl, poll, clock };
                 let lease = StorageLease::new(Arc::clone(store), options);
                 Arc::new(lease.map_err(NodeError::io("starting the lease"))?)
@@ -315,7 +315,9 @@ impl Node {
                     tracing::error!(%by, "another node writes the archive now: starting over as a replica");
                     return Ok(Outcome::Rejoin);
                 }
-                Notice::Failed(NodeError::Put(PutError::Fenced { by })) => return Err(NodeError::NotAlone { by }),
+                Notice::Failed(NodeError::Put(PutError::Fenced { by })) => {
+                    return Err(NodeError::NotAlone { by });
+                }
                 Notice::Failed(error) => return Err(error),
                 Notice::LeaseLost => {
                     tracing::error!("the lease ran out or was taken over: starting over as a replica");

@@ -253,9 +253,6 @@ impl Machine {
             State::Released => Some(seen.since),
             State::Given { to } if to == self.me.node => Some(seen.since),
             State::Held if seen.own => Some(seen.since),
-            // An earlier life of this node, killed: its data directory is locked, so
-            // there is no other one with this id.
-            State::Held if record.member.node == self.me.node => Some(seen.since),
             State::Held | State::Given { .. } => Some(seen.since.saturating_add(record.ttl())),
         }
     }
