@@ -2,7 +2,6 @@
 //! one writes at a time, and what was acknowledged is in the chain or parked. Real
 //! processes, real mounts, the storage lease.
 
-#[allow(dead_code)]
 mod support;
 
 use std::path::Path;
