@@ -80,6 +80,12 @@ pub(super) struct State {
     pub nonce: Option<u32>,
     /// Nothing of the file is captured: all of it is dirty.
     pub whole: bool,
+    /// The nonce of the journal that was made durable last.
+    pub synced_nonce: Option<u32>,
+    /// The salts of the WAL that was made durable last.
+    pub synced_salt: Option<[u32; 2]>,
+    /// The mark of synchronous=OFF is on the disk.
+    pub unsynced: bool,
     /// A change set that waits for its journal's end.
     pub prepared: Option<Prepared>,
     /// The log has a prepared change set that was taken back.

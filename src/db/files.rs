@@ -11,6 +11,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use super::change::{Builder, Facts};
 use super::database::{State, read_at_most};
 use super::{Captured, Database, DbError, FileKind, OpenHow};
+use crate::sqlite::wal::WalHeader;
 use crate::words::{PageSize, Pgno};
 
 impl Database {
@@ -120,7 +121,9 @@ impl Database {
     /// the rollback modes.
     fn before_write(&self, state: &mut State, offset: u64, len: u64) -> Result<(), DbError> {
         if self.is_checkpoint(state, offset, len) {
-            return Ok(());
+            // SQLite makes the WAL durable before a checkpoint.
+            let synced = state.synced_salt == state.wal.as_ref().map(|track| track.header.salt);
+            return if synced { Ok(()) } else { self.mark_unsynced(state) };
         }
         if !self.shared.writable() {
             return Err(self.read_only());
@@ -216,7 +219,19 @@ impl Database {
             self.shared.log.sync()?;
         }
         self.shared.faults.pass("db.sync").map_err(DbError::io("sync", &path))?;
-        file.sync_data().map_err(DbError::io("sync", path))
+        file.sync_data().map_err(DbError::io("sync", &path))?;
+        match kind {
+            FileKind::Journal => {
+                let mut state = self.lock();
+                state.synced_nonce = self.journal_nonce(&state)?;
+            }
+            FileKind::Wal => {
+                let header = WalHeader::read(&*file).map_err(DbError::io("read", path))?;
+                self.lock().synced_salt = header.map(|header| header.salt);
+            }
+            FileKind::Database | FileKind::Shm => {}
+        }
+        Ok(())
     }
 
     /// A handle of a file is closed (close(2)): a journal that PERSIST ended is seen.

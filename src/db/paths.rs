@@ -85,6 +85,12 @@ impl Paths {
         self.dir.join("state.json")
     }
 
+    /// There while the database file may hold pages that neither a durable journal nor
+    /// a durable WAL explains.
+    pub fn unsynced(&self) -> PathBuf {
+        self.dir.join("unsynced")
+    }
+
     /// There while change sets are being applied to the database file.
     pub fn applying(&self) -> PathBuf {
         self.dir.join("applying")

@@ -82,6 +82,7 @@ impl Database {
         let dirty = Dirty::open(paths.dirty()).map_err(DbError::io("read", paths.dirty()))?;
         let exists = paths.file(FileKind::Database).exists();
         let whole = saved.pages == 0;
+        let unsynced = paths.unsynced().exists();
         let state = State {
             pos: saved.pos,
             page_size: saved.page_size,
@@ -93,6 +94,9 @@ impl Database {
             dirty,
             nonce: None,
             whole,
+            synced_nonce: None,
+            synced_salt: None,
+            unsynced,
             prepared: None,
             void_due: false,
             wal_file: None,
@@ -151,7 +155,7 @@ impl Database {
         if let Some(wal) = &wal {
             self.copy_frames(state, wal, wal.known)?;
         }
-        self.capture_rest(state, since, journal)?;
+        self.capture_rest(state, journal)?;
         if let Some(wal) = wal {
             self.recover_wal(state, wal)?;
         }
@@ -189,10 +193,10 @@ impl Database {
 
     /// Captures what was written to the database file in a rollback mode after the
     /// position.
-    fn capture_rest(&self, state: &mut State, since: Since, journal: LeftJournal) -> Result<(), DbError> {
+    fn capture_rest(&self, state: &mut State, journal: LeftJournal) -> Result<(), DbError> {
         let due = if state.whole {
             // A first transaction whose end nobody saw, or a whole copied-in database.
-            journal == LeftJournal::Ended || (since == Since::SameBoot && self.is_whole_database(state)?)
+            journal == LeftJournal::Ended || self.is_whole_database(state)?
         } else {
             !state.dirty.is_empty()
         };
@@ -268,6 +272,7 @@ impl Database {
         let from_nothing = tail.committed.first().is_some_and(|change| change.meta.pre == Pos::ZERO);
         if !state.exists && state.pages > 0 && since == Since::Reboot && from_nothing {
             // Its name was not made durable, and the log has all of it.
+            fs::create_dir_all(self.paths.dir()).map_err(DbError::io("create", self.paths.dir()))?;
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
             state.file = Some(Arc::new(file.map_err(DbError::io("create", &path))?));
             state.exists = true;
@@ -471,6 +476,9 @@ impl Database {
     /// A database file that somebody changed while the node was down is refused, as
     /// far as size and first page show it.
     fn check_size(&self, state: &mut State, since: Since) -> Result<(), DbError> {
+        if since == Since::Reboot && state.unsynced && self.is_whole_database(state)? {
+            self.adopt(state)?;
+        }
         let Some(size) = state.page_size.filter(|_| !state.whole) else { return Ok(()) };
         let path = self.path(FileKind::Database);
         let database = self.database_file(state)?;
@@ -489,6 +497,7 @@ impl Database {
             };
         }
         if since == Since::Reboot && header::is_database(&page) {
+            // The mark of synchronous=OFF was not durable either.
             return self.adopt(state);
         }
         Err(self.damaged(format!(
@@ -505,18 +514,21 @@ impl Database {
 
 impl Database {
     /// With synchronous=OFF a loss of power leaves a database file that nothing
-    /// explains: SQLite would take it as it is, so it becomes a transaction.
+    /// explains: SQLite would take it as it is, so what differs becomes a transaction.
     fn adopt(&self, state: &mut State) -> Result<(), DbError> {
-        tracing::error!(
-            db = %self.name,
-            "the loss of power left pages that were never captured, as synchronous=OFF allows: they are taken over as a \
-             transaction; run PRAGMA integrity_check"
-        );
+        let before = state.pos;
         for pgno in Pgno::up_to(state.pages) {
             state.dirty.insert(pgno).map_err(DbError::io("write", self.paths.dirty()))?;
         }
         if let Some(built) = self.build_rollback(state)? {
             self.commit_change(state, &built.change, built.afresh)?;
+        }
+        if state.pos != before {
+            tracing::error!(
+                db = %self.name,
+                "the loss of power left pages that were never captured, as synchronous=OFF allows: they are taken over \
+                 as a transaction; run PRAGMA integrity_check"
+            );
         }
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))
     }

@@ -42,6 +42,10 @@ impl Database {
             tracing::error!(db = %self.name, "refused an unjournaled change: journal_mode MEMORY and OFF have no commit point");
             return Err(DbError::Unjournaled { db: self.name.clone() });
         }
+        if nonce.is_some() && nonce != state.synced_nonce {
+            // SQLite makes the journal durable before it writes to the database.
+            self.mark_unsynced(state)?;
+        }
         state.nonce = nonce;
         state.void_due |= state.prepared.take().is_some();
         Ok(())

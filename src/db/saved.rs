@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::database::State;
 use super::log::{Place, WalEnd};
 use super::{Database, DbError, FileKind};
 use crate::words::{PageSize, Pos};
@@ -77,7 +78,7 @@ impl Database {
     /// captured while this runs is in the log after that.
     pub fn checkpoint(&self) -> Result<(), DbError> {
         let mut state = self.lock();
-        if state.sums.pending() == 0 && !state.unsaved {
+        if state.sums.pending() == 0 && !state.unsaved && !state.unsynced {
             return Ok(());
         }
         // The table may only say what a durable log explains.
@@ -97,6 +98,34 @@ impl Database {
         let (log_from, incomplete) = (state.log_from, state.incomplete);
         Saved { pos, page_size, pages, wal, log_from, incomplete }.write(&self.paths.state())?;
         state.unsaved = false;
+        for dir in self.paths.dir().ancestors().skip(1).take_while(|dir| dir.starts_with(&self.shared.root)) {
+            sync_dir(dir).map_err(DbError::io("sync", dir))?;
+        }
+        self.unmark_unsynced(&mut state)
+    }
+
+    /// Marks that synchronous=OFF is at work: after a loss of power the whole file must
+    /// be compared, since any page of it may be newer than what the log explains. Once
+    /// between two checkpoints of the local state, not once a transaction.
+    pub(super) fn mark_unsynced(&self, state: &mut State) -> Result<(), DbError> {
+        if state.unsynced {
+            return Ok(());
+        }
+        let path = self.paths.unsynced();
+        let mark = || File::create(&path)?.sync_all().and_then(|()| sync_dir(self.paths.dir()));
+        mark().map_err(DbError::io("create", &path))?;
+        state.unsynced = true;
+        Ok(())
+    }
+
+    fn unmark_unsynced(&self, state: &mut State) -> Result<(), DbError> {
+        // The pages of an open transaction are in the file, and not in the log.
+        if !state.unsynced || !state.dirty.is_empty() || state.whole {
+            return Ok(());
+        }
+        let path = self.paths.unsynced();
+        super::recover::remove_if_there(&path).map_err(DbError::io("remove", path))?;
+        state.unsynced = false;
         Ok(())
     }
 }

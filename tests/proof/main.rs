@@ -10,6 +10,7 @@ mod large;
 mod modes;
 mod power;
 mod several;
+mod speed;
 mod together;
 mod vfs;
 mod wal;

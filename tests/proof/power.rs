@@ -21,6 +21,8 @@ enum Promise {
     AllButOne,
     /// The database is sound.
     Sound,
+    /// None: only the chain is the database.
+    Nothing,
 }
 
 struct Trial {
@@ -53,12 +55,15 @@ fn power_goes(disk: &Disk, step: &str, trial: &Trial) {
     );
     let again = World::try_open(dir.path(), "boot-2").unwrap_or_else(|error| panic!("{what}: {error}"));
     let mut chains = Chains::default();
+    if trial.promise == Promise::Nothing {
+        return chains.check_same(&again.store, &what);
+    }
     chains.check_opened(&again.store, &what);
     let found = found(&again);
     let least = match trial.promise {
         Promise::All => acknowledged,
         Promise::AllButOne => acknowledged.saturating_sub(1),
-        Promise::Sound => 0,
+        Promise::Sound | Promise::Nothing => 0,
     };
     assert!((least..=acknowledged + 1).contains(&found), "{what}: {found} found");
     if point.is_multiple_of(5) {
@@ -113,6 +118,13 @@ fn a_loss_of_power_takes_no_more_from_a_rollback_database_than_sqlite_allows() {
     run(Setup::new("DELETE", "EXTRA"), Promise::All, 3);
     run(Setup::new("DELETE", "FULL"), Promise::AllButOne, 4);
     run(Setup::new("DELETE", "NORMAL"), Promise::AllButOne, 5);
+}
+
+#[test]
+fn without_any_fsync_a_loss_of_power_never_parts_the_chain_from_the_database() {
+    for (seed, mode) in ["DELETE", "TRUNCATE", "PERSIST", "WAL", "WAL"].into_iter().enumerate() {
+        run(Setup::new(mode, "OFF"), Promise::Nothing, 40 + seed as u64);
+    }
 }
 
 #[test]
