@@ -149,6 +149,17 @@ impl Database {
         let text = serde_json::to_vec_pretty(&parked)
             .map_err(|error| DbError::io("write", dir)(io::Error::other(error)))?;
         super::replace_file(&dir.join("parked.json"), &text).map_err(DbError::io("write", dir))?;
+        // Kept under its new name before anything forgets it under the old one.
+        let (path, target) = (self.path(FileKind::Database), dir.join("database"));
+        match fs::hard_link(&path, &target) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // Not every file system has links.
+            Err(_) => copy(&path, &target).map_err(DbError::io("copy to", target))?,
+        }
+        for dir in dir.ancestors().take(2) {
+            sync_dir(dir).map_err(DbError::io("sync", dir))?;
+        }
         state.pos = Pos::ZERO;
         state.pages = 0;
         state.page_size = None;
@@ -158,16 +169,16 @@ impl Database {
         state.sums.clear();
         state.log_from = self.shared.log.end();
         self.save(&state)?;
-        let target = dir.join("database");
-        match fs::rename(self.path(FileKind::Database), &target) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(DbError::io("move", target)(error));
-            }
-            _ => state.exists = false,
-        }
+        remove_if_there(&path).map_err(DbError::io("remove", path))?;
+        state.exists = false;
         state.sums.remove().map_err(DbError::io("remove", self.paths.sums()))?;
         Ok(parked)
     }
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::copy(from, to)?;
+    File::open(to)?.sync_all()
 }
 
 impl Incoming<'_> {

@@ -13,6 +13,7 @@ mod install;
 mod log;
 mod paths;
 mod recover;
+mod recover_wal;
 mod rollback;
 mod saved;
 mod shared;

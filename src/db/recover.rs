@@ -15,14 +15,12 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use super::database::{State, old_sum, read_at_most};
+use super::database::{State, read_at_most};
 use super::dirty::Dirty;
 use super::log::WalEnd;
 use super::saved::{Saved, sync_dir};
 use super::sums::Sums;
-use super::wal::WalTrack;
 use super::{Batch, Committed, Database, DbError, FileKind, Paths, ScannedChange, Shared};
-use crate::sqlite::wal::{Authority, Cursor, WalHeader, checksum, next_transaction};
 use crate::sqlite::{header, journal};
 use crate::words::{DbName, PageSize, PageSum, Pgno, Pos};
 
@@ -53,17 +51,6 @@ enum LeftJournal {
     Ended,
     /// It was hot: the transaction is taken back that had this nonce.
     RolledBack(u32),
-}
-
-/// A WAL that was left, with what is known of it.
-struct LeftWal {
-    file: Arc<File>,
-    header: WalHeader,
-    /// How many of its frames were captured.
-    known: u32,
-    /// After them; `None` if the last of them was lost with the power, and what
-    /// follows it too.
-    start: Option<Cursor>,
 }
 
 impl Database {
@@ -222,6 +209,12 @@ impl Database {
         for kind in [FileKind::Journal, FileKind::Wal, FileKind::Shm] {
             remove_if_there(&self.path(kind)).map_err(DbError::io("remove", self.path(kind)))?;
         }
+        if state.pages == 0 && state.exists {
+            // It may be kept under another name, too (parked): not to be written to.
+            remove_if_there(&self.path(FileKind::Database))
+                .map_err(DbError::io("remove", self.path(FileKind::Database)))?;
+            state.exists = false;
+        }
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))
     }
 
@@ -369,108 +362,6 @@ impl Database {
         let len = u64::from(state.pages) * u64::from(size.get());
         database.set_len(len).map_err(DbError::io("truncate", &path))?;
         database.sync_data().map_err(DbError::io("sync", &path))
-    }
-
-    /// An application may have survived the daemon, with WAL and wal-index still open
-    /// through passthrough: a wal-index of an unknown version makes its next
-    /// transaction fail (wal.c: SQLITE_CANTOPEN) instead of vanishing.
-    fn fence(&self) -> Result<(), DbError> {
-        const UNKNOWN_VERSION: u32 = 1;
-        let path = self.path(FileKind::Shm);
-        let file = match OpenOptions::new().write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(DbError::io("open", path)(source)),
-        };
-        let mut copy = [0; 48];
-        copy[0..4].copy_from_slice(&UNKNOWN_VERSION.to_ne_bytes());
-        copy[12] = 1;
-        let sum = checksum(cfg!(target_endian = "big"), &copy[..40], [0, 0]);
-        copy[40..44].copy_from_slice(&sum[0].to_ne_bytes());
-        copy[44..48].copy_from_slice(&sum[1].to_ne_bytes());
-        file.write_all_at(&[copy, copy].concat(), 0).map_err(DbError::io("write", path))
-    }
-
-    /// The WAL, if it has something to say. `ends` are the ends of all transactions
-    /// that the tail has from WALs, in order.
-    fn left_wal(&self, ends: &[WalEnd]) -> Result<Option<LeftWal>, DbError> {
-        let path = self.path(FileKind::Wal);
-        let file = match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => Arc::new(file),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(DbError::io("open", path)(source)),
-        };
-        let header = WalHeader::read(&*file).map_err(DbError::io("read", &path))?;
-        let Some(header) = header else { return Ok(None) };
-        let last = ends.last().filter(|end| end.salt == header.salt);
-        if last.is_none() && ends.iter().any(|end| end.salt == header.salt) {
-            // An earlier generation, since the header of the last one was lost with the
-            // power: the tail has all of it.
-            return Ok(None);
-        }
-        let known = last.map_or(0, |end| end.frame);
-        let start = header.after(&*file, known).map_err(DbError::io("read", path))?;
-        Ok(Some(LeftWal { file, header, known, start }))
-    }
-
-    /// Captures what the WAL has beyond the position, and copies it into the database
-    /// file.
-    fn recover_wal(&self, state: &mut State, wal: LeftWal) -> Result<(), DbError> {
-        let Some(start) = wal.start else { return Ok(()) };
-        state.wal = Some(WalTrack::new(wal.header, start, state.pages));
-        self.capture_chain(state, &wal.file, &wal.header)?;
-        let frames = state.wal.take().map_or(0, |track| track.end.frames);
-        if frames > wal.known {
-            self.copy_frames(state, &wal, frames)?;
-        }
-        Ok(())
-    }
-
-    fn capture_chain(&self, state: &mut State, file: &File, header: &WalHeader) -> Result<(), DbError> {
-        while let Some(track) = &state.wal {
-            let next = next_transaction(file, header, track.end, Authority::Chain);
-            match next.map_err(|error| self.wal_error(error))? {
-                Some(transaction) => self.capture_transaction(state, file, &transaction)?,
-                None => break,
-            }
-        }
-        Ok(())
-    }
-
-    /// The checkpoint: the newest content of every page in the first `frames` frames.
-    /// Only what was captured: a frame may be lost with the power, its page then came
-    /// from the tail.
-    fn copy_frames(&self, state: &mut State, wal: &LeftWal, frames: u32) -> Result<(), DbError> {
-        let path = self.path(FileKind::Database);
-        if frames == 0 || state.pages == 0 {
-            return Ok(());
-        }
-        let size = wal.header.page_size;
-        let database = self.database_file(state)?;
-        let mut page = vec![0; size.len()];
-        let offsets = self.frame_offsets(&wal.file, &wal.header, frames)?;
-        let mut offsets: Vec<(u32, u64)> = offsets.into_iter().collect();
-        offsets.sort_unstable();
-        for (pgno, offset) in offsets {
-            let Some(pgno) = Pgno::new(pgno).filter(|pgno| pgno.get() <= state.pages) else { continue };
-            let read = read_at_most(&wal.file, &mut page, offset);
-            let read = read.map_err(DbError::io("read", self.path(FileKind::Wal)))?;
-            let stated = old_sum(&state.sums, pgno, || self.paths.sums())?;
-            if read == page.len() && stated == Some(PageSum::of(pgno, &page)) {
-                database.write_all_at(&page, size.offset_of(pgno)).map_err(DbError::io("write", &path))?;
-            }
-        }
-        let len = u64::from(state.pages) * u64::from(size.get());
-        database.set_len(len).map_err(DbError::io("truncate", &path))?;
-        database.sync_data().map_err(DbError::io("sync", &path))?;
-        self.shared.faults.pass("recover.checkpointed").map_err(DbError::io("write", path))
-    }
-
-    fn remove_wal(&self) -> Result<(), DbError> {
-        for kind in [FileKind::Wal, FileKind::Shm] {
-            remove_if_there(&self.path(kind)).map_err(DbError::io("remove", self.path(kind)))?;
-        }
-        Ok(())
     }
 
     /// A database file that somebody changed while the node was down is refused, as

@@ -8,6 +8,7 @@ mod failing;
 mod io;
 mod large;
 mod modes;
+mod parking;
 mod power;
 mod several;
 mod speed;
