@@ -76,16 +76,15 @@ impl<'a> Builder<'a> {
         self.checksum = self.checksum.replace(old, None);
     }
 
-    /// The change set; `pages_before` is the size before. `None` if nothing changed.
-    pub fn finish(self, facts: Facts, pages_before: u32) -> Result<Option<Change>, DbError> {
-        if self.pages.is_empty() && facts.commit == pages_before {
-            return Ok(None);
-        }
+    /// The change set of another node, which leads to `post`, and the checksum that it
+    /// really leads to.
+    pub fn build(self, facts: Facts, pages_before: u32, post: Pos) -> Result<(Change, Checksum), DbError> {
+        let checksum = self.checksum;
         let spill = self.spill.map(SpillWriter::finish).transpose()?;
         let meta = ChangeMeta {
             db: facts.db,
             pre: facts.pre,
-            post: Pos { txid: facts.pre.txid.next(), checksum: self.checksum },
+            post,
             page_size: self.page_size,
             commit: facts.commit,
             timestamp: facts.timestamp,
@@ -93,7 +92,16 @@ impl<'a> Builder<'a> {
             journal: facts.journal,
         };
         let removed = facts.commit.saturating_add(1)..=pages_before;
-        Ok(Some(Change { meta, pages: self.pages, removed, data: self.data, spill }))
+        Ok((Change { meta, pages: self.pages, removed, data: self.data, spill }, checksum))
+    }
+
+    /// The change set; `pages_before` is the size before. `None` if nothing changed.
+    pub fn finish(self, facts: Facts, pages_before: u32) -> Result<Option<Change>, DbError> {
+        if self.pages.is_empty() && facts.commit == pages_before {
+            return Ok(None);
+        }
+        let post = Pos { txid: facts.pre.txid.next(), checksum: self.checksum };
+        self.build(facts, pages_before, post).map(|(change, _)| Some(change))
     }
 }
 

@@ -2,7 +2,9 @@
 //! Must not know FUSE.
 
 use std::io;
+use std::ops::Range;
 
+use super::FileKind;
 use crate::words::DbName;
 
 /// The first bytes of a wal-index: both copies of its header, the checkpoint
@@ -35,4 +37,48 @@ pub trait OwnMount: Send + Sync {
     /// (`len` 0: to its end) or its size; the kernel drops what it has cached. Only
     /// queues: a notifier thread that holds no lock does it.
     fn changed(&self, db: &DbName, offset: u64, len: u64);
+
+    /// Opens one of a database's files through the mount, as an application would;
+    /// `create`: makes it if it is missing.
+    fn open(&self, db: &DbName, kind: FileKind, create: bool) -> io::Result<Box<dyn OwnFile>> {
+        let _ = (db, kind, create);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Unlinks one of a database's files through the mount.
+    fn unlink(&self, db: &DbName, kind: FileKind) -> io::Result<()> {
+        let _ = (db, kind);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Waits until the kernel was told of every earlier [`OwnMount::changed`]. Not with
+    /// a lock that a request's handler takes.
+    fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a lock on a range of bytes is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockTo {
+    /// Held together with other readers.
+    Shared,
+    /// Held alone.
+    Exclusive,
+    /// Not held.
+    Free,
+}
+
+/// A file of the mount that the daemon has open as one more client. Its locks exclude
+/// other open files and go when it is dropped. Not to be used with a lock that a
+/// request's handler takes.
+pub trait OwnFile: Send + Sync {
+    /// Reads up to `len` bytes at `offset`.
+    fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+
+    /// Writes all of it, in this order.
+    fn write(&self, writes: Vec<(u64, Vec<u8>)>) -> io::Result<()>;
+
+    /// Changes a lock without waiting; false if others are in the way.
+    fn try_lock(&self, to: LockTo, bytes: Range<u64>) -> io::Result<bool>;
 }

@@ -1,7 +1,7 @@
 //! One database: its state in memory and the operations that do not depend on the
 //! journal mode. Capture is in `rollback` and `wal`.
 //!
-//! Locks, in this order: `imaging`, `capturing`, `state`, `handles`. `state` is held while the
+//! Locks, in this order: `hold`, `imaging`, `capturing`, `state`, `handles`. `state` is held while the
 //! database file is written and while a transaction is captured; never while waiting
 //! for a request that the mount itself must answer: its threads take `state`, too.
 
@@ -32,6 +32,14 @@ pub struct Database {
     pub(super) imaging: Mutex<()>,
     /// Whether applications have a WAL here.
     pub(super) has_wal: AtomicBool,
+    /// The daemon's own connection where it keeps applications from writing.
+    pub(super) hold: Mutex<Option<super::apply::Hold>>,
+    /// A lock that outlives a failure: the file is between two positions.
+    pub(super) alone: Mutex<Option<Box<dyn super::OwnFile>>>,
+    /// Whether only the daemon writes the WAL: there is nothing to capture.
+    pub(super) held: AtomicBool,
+    /// Whether the mark of applied change sets is there.
+    pub(super) marked: AtomicBool,
     /// Journal, WAL and shm for writes that come through the daemon.
     pub(super) handles: Mutex<HashMap<FileKind, Arc<File>>>,
 }
@@ -238,8 +246,20 @@ impl Database {
         Ok(())
     }
 
-    /// Makes `change`, which is in the log at `place`, the database's position.
+    /// Makes `change`, which is in the log at `place`, the database's position, and
+    /// tells of it.
     pub(super) fn enter(&self, state: &mut State, change: &Change, place: Place, afresh: bool) {
+        self.enter_change(state, change, place, afresh);
+        state.captured += 1;
+        self.shared.listener.committed(Committed {
+            place,
+            meta: change.meta.clone(),
+            pages: change.pages.len() as u32,
+        });
+    }
+
+    /// Makes `change`, which is in the log at `place`, the database's position.
+    pub(super) fn enter_change(&self, state: &mut State, change: &Change, place: Place, afresh: bool) {
         change.enter(&mut state.sums, afresh);
         state.pos = change.meta.post;
         state.page_size = Some(change.meta.page_size);
@@ -247,18 +267,12 @@ impl Database {
         state.whole = false;
         state.unsaved = true;
         state.void_due = false;
-        state.captured += 1;
         if let Some(recorder) = &mut state.recorder {
             recorder.commits.push(place);
         }
         if let Some(track) = &mut state.wal {
             track.place(place);
         }
-        self.shared.listener.committed(Committed {
-            place,
-            meta: change.meta.clone(),
-            pages: change.pages.len() as u32,
-        });
     }
 
     /// Reads the database page at `pgno` from the file; bytes beyond its end are zero.

@@ -74,6 +74,11 @@ impl Database {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets our handle of a file that goes.
+    pub(super) fn forget_handle(&self, kind: FileKind) {
+        self.handles().remove(&kind);
+    }
+
     /// Our handle of a journal, WAL or shm.
     fn handle(&self, kind: FileKind) -> Result<Arc<File>, DbError> {
         let mut handles = self.handles();
@@ -121,6 +126,10 @@ impl Database {
     /// the rollback modes.
     fn before_write(&self, state: &mut State, offset: u64, len: u64) -> Result<(), DbError> {
         if self.is_checkpoint(state, offset, len) {
+            if self.held.load(Ordering::Acquire) {
+                // An application's checkpoint of what was applied: the log explains it.
+                self.shared.log.sync()?;
+            }
             // SQLite makes the WAL durable before a checkpoint.
             let synced = state.synced_salt == state.wal.as_ref().map(|track| track.header.salt);
             return if synced { Ok(()) } else { self.mark_unsynced(state) };

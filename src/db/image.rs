@@ -214,7 +214,7 @@ fn copy(source: &File, target: &File) -> std::io::Result<()> {
 }
 
 /// A file in `dir` that has no name and goes with its last descriptor (O_TMPFILE).
-fn tempfile_in(dir: &Path) -> std::io::Result<File> {
+pub(super) fn tempfile_in(dir: &Path) -> std::io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let fd =
         rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)?;

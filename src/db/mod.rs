@@ -2,6 +2,7 @@
 //! transactions into the change log. Blocking; must not know FUSE, HTTP or the
 //! archive.
 
+mod apply;
 mod change;
 mod context;
 mod database;
@@ -20,7 +21,8 @@ mod shared;
 mod sums;
 mod wal;
 
-pub use context::{OwnMount, WAL_INDEX_HEADER, WalIndex};
+pub use apply::LiveApply;
+pub use context::{LockTo, OwnFile, OwnMount, WAL_INDEX_HEADER, WalIndex};
 pub use database::{Captured, Database, OpenHow};
 pub use error::DbError;
 pub use image::Image;

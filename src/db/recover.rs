@@ -6,7 +6,8 @@
 //! played back (file format §3.2); after a loss of power the tail's pages are written
 //! again; what the WAL has of the position is copied into the database file; what that
 //! has beyond the position is captured; the WAL's further transactions are captured
-//! and copied, too.
+//! and copied, too. Where change sets were being applied (`apply`) the tail's pages are
+//! always written again, and the WAL says nothing that the log does not.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -102,6 +103,10 @@ impl Database {
             state: Mutex::new(state),
             capturing: Mutex::new(()),
             imaging: Mutex::new(()),
+            hold: Mutex::new(None),
+            alone: Mutex::new(None),
+            held: AtomicBool::new(false),
+            marked: AtomicBool::new(false),
             has_wal: AtomicBool::new(false),
             handles: Mutex::new(HashMap::new()),
         };
@@ -121,8 +126,12 @@ impl Database {
         tail.committed
             .retain(|change| change.meta.post.txid > saved.pos.txid && change.place >= saved.log_from);
         tail.prepared = tail.prepared.filter(|change| change.place >= saved.log_from);
+        // Change sets were being applied: the log says what is committed, and the
+        // database file may be behind it.
+        let applied = self.paths.applying().exists();
         if saved.incomplete {
-            return self.leave_incomplete(state);
+            self.leave_incomplete(state)?;
+            return self.remove_applying();
         }
         for change in &tail.committed {
             self.replay_facts(state, change)?;
@@ -130,12 +139,13 @@ impl Database {
         }
         self.fence()?;
         if !self.check_presence(state, &tail, since)? {
-            return Ok(());
+            return self.remove_applying();
         }
         let last_nonce = tail.committed.last().map_or(0, |change| change.meta.journal);
         let journal = self.recover_journal(state, last_nonce, super_journal)?;
-        self.decide_prepared(state, &mut tail, since, journal)?;
-        if since == Since::Reboot {
+        let behind = applied || since == Since::Reboot;
+        self.decide_prepared(state, &mut tail, behind, journal)?;
+        if behind {
             self.redo(state, &tail.committed)?;
         }
         let wal = self.left_wal(&wal_ends)?;
@@ -143,12 +153,19 @@ impl Database {
             self.copy_frames(state, wal, wal.known)?;
         }
         self.capture_rest(state, journal)?;
-        if let Some(wal) = wal {
+        // Where change sets were applied, every transaction that counts was in the log.
+        if let Some(wal) = wal.filter(|_| !applied) {
             self.recover_wal(state, wal)?;
         }
         self.shared.faults.pass("recover.captured").map_err(DbError::io("write", self.paths.dir()))?;
         self.remove_wal()?;
-        self.check_size(state, since)
+        self.check_size(state, since)?;
+        self.remove_applying()
+    }
+
+    fn remove_applying(&self) -> Result<(), DbError> {
+        let path = self.paths.applying();
+        remove_if_there(&path).map_err(DbError::io("remove", path))
     }
 
     /// A change set was prepared, and nothing in the log says what became of it.
@@ -156,14 +173,14 @@ impl Database {
         &self,
         state: &mut State,
         tail: &mut Tail,
-        since: Since,
+        behind: bool,
         journal: LeftJournal,
     ) -> Result<(), DbError> {
         let Some(prepared) = tail.prepared.take() else { return Ok(()) };
         let mut batch = Batch::new();
         // If its journal is gone, or made way for another, it was committed; only the
         // mark is lost.
-        let committed = since == Since::Reboot
+        let committed = behind
             && journal != LeftJournal::RolledBack(prepared.meta.journal)
             && prepared.meta.pre == state.pos
             && prepared.meta.post != state.pos;
@@ -312,7 +329,7 @@ impl Database {
         Ok(if hot { LeftJournal::RolledBack(head.nonce) } else { LeftJournal::Ended })
     }
 
-    fn play_back(
+    pub(super) fn play_back(
         &self,
         state: &mut State,
         file: &File,

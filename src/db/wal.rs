@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::change::{Builder, Facts};
 use super::database::{State, old_sum};
@@ -61,6 +62,14 @@ impl WalTrack {
         &self.places
     }
 
+    /// Notes a transaction that the daemon appended.
+    pub fn applied(&mut self, end: Cursor, commit: u32, pages: &[Pgno]) {
+        self.end = end;
+        let pages: Vec<u32> = pages.iter().map(|pgno| pgno.get()).collect();
+        self.pages.extend(pages.iter().copied());
+        self.transactions.push(Captive { end: end.frames, commit, pages });
+    }
+
     /// Whether a captured frame holds this page: a write of it to the database file
     /// is a checkpoint's.
     pub fn has(&self, pgno: Pgno) -> bool {
@@ -74,7 +83,7 @@ const TORN_TRIES: u32 = 10_000;
 
 impl Database {
     /// The WAL, if there is one.
-    fn wal_file(&self, state: &mut State) -> Result<Option<Arc<File>>, DbError> {
+    pub(super) fn wal_file(&self, state: &mut State) -> Result<Option<Arc<File>>, DbError> {
         if state.wal_file.is_none() {
             match OpenOptions::new().read(true).write(true).open(self.path(FileKind::Wal)) {
                 Ok(file) => state.wal_file = Some(Arc::new(file)),
@@ -90,6 +99,10 @@ impl Database {
     /// the state is locked, since its answers may need a thread that waits for it.
     pub(super) fn capture_wal(&self, barrier: bool) -> Result<Captured, DbError> {
         let _one_at_a_time = self.capturing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.held.load(Ordering::Acquire) {
+            // What comes from here on was applied.
+            return Ok(Captured::Settled);
+        }
         let seen = self.observe(barrier)?;
         let mut state = self.lock();
         self.capture_frames(&mut state, &seen)?;

@@ -74,8 +74,13 @@ impl Tree {
                 }
             };
         }
-        self.may_dirs(caller, WRITE | EXECUTE, &parent.path)?;
-        let owner = Owner { uid: caller.uid, gid: self.group(caller, &parent.path)? };
+        let own = self.own.is(caller.pid);
+        let (owner, mode) = if own {
+            self.as_database(&path, mode)?
+        } else {
+            self.may_dirs(caller, WRITE | EXECUTE, &parent.path)?;
+            (Owner { uid: caller.uid, gid: self.group(caller, &parent.path)? }, mode)
+        };
         let (what, file) = self.make(&path, mode, exclusive, owner)?;
         let metadata = file.metadata().map_err(|error| errno::of_io(&error))?;
         let backing = match &what {
@@ -91,7 +96,7 @@ impl Tree {
         }
         let node = self.inodes.intern(&path, what);
         let attr = attributes::of(node.ino, &metadata);
-        let how = How { write: new.flags & libc::O_ACCMODE != libc::O_RDONLY, created: true, own: false };
+        let how = How { write: new.flags & libc::O_ACCMODE != libc::O_RDONLY, created: true, own };
         let ino = node.ino;
         match self.opened(node, file, how, register) {
             Ok(opened) => Ok(Created { attr, opened }),
@@ -100,6 +105,18 @@ impl Tree {
                 Err(error)
             }
         }
+    }
+
+    /// Owner and mode of a file that the daemon makes beside a database: the database's,
+    /// as SQLite does it (os_unix.c, findCreateFileMode).
+    fn as_database(&self, path: &str, mode: u32) -> Result<(Owner, u32), Errno> {
+        let Some(Name::File(name, _)) = names::parse(path) else { return Err(Errno::EACCES) };
+        let db = self.store.database(&name).ok_or(Errno::ENOENT)?;
+        let file = std::fs::metadata(db.path(FileKind::Database)).map_err(|error| errno::of_io(&error))?;
+        Ok((
+            Owner { uid: file.uid(), gid: file.gid() },
+            if file.mode() == 0 { mode } else { file.mode() & 0o7777 },
+        ))
     }
 
     /// Makes a backing file, of the mode and owner that were asked for.

@@ -23,6 +23,7 @@ mod notify;
 mod opening;
 mod options;
 mod own;
+mod own_files;
 mod permissions;
 mod pool;
 mod removing;

@@ -17,12 +17,14 @@ use crate::db::FileKind;
 use crate::words::DbName;
 
 /// Something that the kernel must no longer believe.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Note {
     /// Bytes (`len` 0: to the end) and size of a database, or whether there is one.
     Database { db: DbName, offset: u64, len: u64 },
     /// What a name in a directory means, or that it means nothing.
     Entry { parent: u64, name: String },
+    /// Somebody waits for everything before to be told.
+    Reached(Sender<()>),
     /// There is nothing more to tell.
     Stop,
 }
@@ -44,6 +46,11 @@ pub(super) fn start(
         for note in notes {
             let invalid = match note {
                 Note::Stop => return,
+                Note::Reached(waiting) => {
+                    // Who no longer waits need not know.
+                    let _ = waiting.send(());
+                    continue;
+                }
                 Note::Entry { parent, name } => vec![Invalid::Entry { parent, name }],
                 Note::Database { db, offset, len } => changed(&inodes, &db, offset, len),
             };

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -33,7 +33,8 @@ use rustix::net::{
 
 use super::inodes::{Inodes, Node};
 use super::notify::{self, Note};
-use crate::db::{FileKind, OwnMount, WAL_INDEX_HEADER, WalIndex};
+use super::own_files::{self, Doer};
+use crate::db::{FileKind, OwnFile, OwnMount, WAL_INDEX_HEADER, WalIndex};
 use crate::words::DbName;
 
 /// SQLite's WAL_WRITE_LOCK: byte 120 of the `-shm` file.
@@ -53,6 +54,7 @@ enum Order {
     Open { ino: u64, path: PathBuf },
     Close { ino: u64 },
     Read { ino: u64, answer: Sender<io::Result<Option<Header>>> },
+    Do(own_files::Job),
     Stop,
 }
 
@@ -76,6 +78,7 @@ pub(super) struct Own {
     notes: Sender<Note>,
     dir: PathBuf,
     thread: Mutex<Option<JoinHandle<()>>>,
+    next_file: AtomicU64,
     /// Settled before the first open.
     pub passthrough: AtomicBool,
 }
@@ -114,6 +117,7 @@ impl Own {
             notes,
             dir: dir.to_owned(),
             thread: Mutex::new(Some(thread)),
+            next_file: AtomicU64::new(0),
             passthrough: AtomicBool::new(false),
         })
     }
@@ -135,6 +139,17 @@ impl Own {
         if self.slots.lock().remove(&ino).is_some() {
             self.order(Order::Close { ino });
         }
+    }
+
+    /// What gives the thread something to do.
+    fn doer(&self) -> Doer {
+        let orders = self.orders.clone();
+        Arc::new(move |job| orders.send(Order::Do(job)).is_ok())
+    }
+
+    /// Where a file of the mount is.
+    fn path(&self, db: &DbName, kind: FileKind) -> PathBuf {
+        self.dir.join(format!("{db}{}", kind.suffix()))
     }
 
     fn order(&self, order: Order) {
@@ -232,6 +247,22 @@ impl OwnMount for Own {
     fn changed(&self, db: &DbName, offset: u64, len: u64) {
         notify::post(&self.notes, Note::Database { db: db.clone(), offset, len });
     }
+
+    fn open(&self, db: &DbName, kind: FileKind, create: bool) -> io::Result<Box<dyn OwnFile>> {
+        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        own_files::open(&self.doer(), number, self.path(db, kind), create)
+    }
+
+    fn unlink(&self, db: &DbName, kind: FileKind) -> io::Result<()> {
+        own_files::unlink(&self.doer(), self.path(db, kind))
+    }
+
+    fn settle(&self) -> io::Result<()> {
+        let (reached, wait) = crossbeam_channel::bounded(1);
+        notify::post(&self.notes, Note::Reached(reached));
+        wait.recv_timeout(own_files::PATIENCE)
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the kernel does not take notifications"))
+    }
 }
 
 /// Gives the calling thread a descriptor table in which only `keep` and the standard
@@ -257,7 +288,7 @@ fn separate(keep: BorrowedFd<'_>) -> io::Result<()> {
 
 /// The thread: everything here may block in the mount.
 fn work(todo: &Receiver<Order>, outbox: BorrowedFd<'_>) {
-    let mut client = Client { outbox, open: HashMap::new(), wanted: HashMap::new() };
+    let mut client = Client { outbox, open: HashMap::new(), wanted: HashMap::new(), files: HashMap::new() };
     loop {
         let order = if client.wanted.is_empty() {
             todo.recv().map_err(RecvTimeoutError::from)
@@ -285,6 +316,7 @@ struct Client<'a> {
     outbox: BorrowedFd<'a>,
     open: HashMap<u64, File>,
     wanted: HashMap<u64, Wanted>,
+    files: HashMap<u64, File>,
 }
 
 impl Client<'_> {
@@ -311,6 +343,10 @@ impl Client<'_> {
                     None => Ok(None),
                 };
                 let _ = answer.send(header);
+                Ok(())
+            }
+            Order::Do(job) => {
+                job(&mut self.files);
                 Ok(())
             }
             Order::Stop => Ok(()),

@@ -12,6 +12,7 @@ pub mod header;
 pub mod journal;
 pub mod wal;
 pub mod wal_index;
+pub mod wal_tables;
 
 #[cfg(test)]
 mod tests;

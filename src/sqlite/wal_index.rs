@@ -125,6 +125,56 @@ impl WalIndex {
     }
 }
 
+/// Offsets in `-shm` of what checkpoints and readers change (WalCkptInfo).
+pub mod at {
+    /// How many frames are in the database.
+    pub const BACKFILLED: u64 = 96;
+    /// The first of the five read marks.
+    pub const READ_MARKS: u64 = 100;
+    /// How many frames a checkpoint has begun to copy.
+    pub const BACKFILL_ATTEMPTED: u64 = 128;
+}
+
+impl WalIndex {
+    /// One copy of the header; both are the same.
+    pub fn to_copy(&self) -> [u8; COPY_LEN] {
+        let mut copy = [0; COPY_LEN];
+        let size = self.page_size.get();
+        // 65536 is written as 1 (walIndexWriteHdr).
+        let size = u16::try_from(size & 0xff00 | size >> 16).unwrap_or_default().to_ne_bytes();
+        let [[sum_a, sum_b], [salt_a, salt_b]] = [self.frame_sum, self.salt.map(u32::to_be)];
+        let flags = u32::from_ne_bytes([1, u8::from(self.big_endian), size[0], size[1]]);
+        let words =
+            [VERSION, 0, self.change, flags, self.frames, self.pages, sum_a, sum_b, salt_a, salt_b, 0, 0];
+        for (to, word) in copy.chunks_exact_mut(4).zip(words) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        let sum = checksum_native(copy.get(..40).unwrap_or_default(), [0, 0]);
+        for (to, word) in copy.chunks_exact_mut(4).skip(10).zip(sum) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        copy
+    }
+
+    /// The first `LEN` bytes of a `-shm` file that nobody uses yet.
+    pub fn to_bytes(&self) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        let copy = self.to_copy();
+        let marks = self.read_marks;
+        let words = [self.backfilled].into_iter().chain(marks);
+        for (to, word) in bytes.chunks_exact_mut(4).skip(24).zip(words) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        for (to, byte) in bytes.iter_mut().zip(copy.into_iter().chain(copy)) {
+            *to = byte;
+        }
+        for (to, byte) in bytes.iter_mut().skip(128).zip(self.backfill_attempted.to_ne_bytes()) {
+            *to = byte;
+        }
+        bytes
+    }
+}
+
 /// 65536 does not fit 16 bits and is written as 1 (walIndexWriteHdr).
 fn page_size(stored: u16) -> Option<PageSize> {
     PageSize::new(u32::from(stored & 0xfe00) + (u32::from(stored & 1) << 16)).ok()

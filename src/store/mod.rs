@@ -301,6 +301,17 @@ impl Store {
         *self.role.write().unwrap_or_else(PoisonError::into_inner) = role;
     }
 
+    /// Keeps applications from writing to any database, and captures what they wrote;
+    /// waits up to `patience` for each that is being written.
+    pub fn hold_writers(&self, patience: Duration) -> Result<(), DbError> {
+        self.databases().iter().try_for_each(|database| database.hold_writers(patience))
+    }
+
+    /// Lets applications write again.
+    pub fn release_writers(&self) -> Result<(), DbError> {
+        self.all().iter().try_for_each(|database| database.release_writers())
+    }
+
     /// How far behind the primary a replica is.
     pub fn lag(&self) -> Option<Duration> {
         None
@@ -314,6 +325,7 @@ impl Store {
     /// The mount is gone.
     pub fn unset_mount(&self) {
         self.shared.set_own(None);
+        self.all().iter().for_each(|database| database.forget_hold());
     }
 }
 
