@@ -47,10 +47,10 @@ pub fn mount(args: Mount) -> Result<ExitCode, CliError> {
 fn start_over() -> anyhow::Error {
     let program = match std::env::current_exe() {
         Ok(program) => program,
-        Err(error) => return anyhow::Error::new(error).context("finding the litefs program"),
+        Err(error) => return anyhow::anyhow!("starting over failed: {error}; start the node again"),
     };
-    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
-    anyhow::Error::new(error).context("starting over")
+    let error = std::process::Command::new(&program).args(std::env::args_os().skip(1)).exec();
+    anyhow::anyhow!("starting {} over failed: {error}; start the node again", program.display())
 }
 
 fn code_of(error: &NodeError) -> u8 {

@@ -176,9 +176,8 @@ fn lease(section: &mut Section<'_>) -> Result<Lease, Fault> {
                 "[lease.consul] means nothing unless lease.type = \"consul\"",
             ));
         }
-        (Some(Kind::Storage), None) => LeaseKind::Storage,
+        (Some(Kind::Storage) | None, None) => LeaseKind::Storage,
         (Some(Kind::Static), None) => LeaseKind::Static,
-        (None, None) => super::unbuilt::LEASE,
     };
     Ok(Lease {
         kind,

@@ -149,7 +149,6 @@ fn values_of_the_wrong_kind_are_named_with_line_and_remedy() {
 #[test]
 fn what_is_not_built_is_refused_and_not_ignored() {
     for (text, line) in [
-        ("[lease]\ntype = \"storage\"\n", 4),
         ("[lease]\ntype = \"consul\"\n[lease.consul]\nurl = \"http://c\"\nkey = \"k\"\n", 4),
         ("[lease]\nrelease-on-idle = \"1m\"\n", 4),
         ("hydration = \"lazy\"\n", 3),

@@ -9,13 +9,10 @@ use super::*;
 /// `storage.hydration` when it is not set.
 pub(super) const HYDRATION: Hydration = Hydration::Full;
 
-/// `lease.type` when it is not set.
-pub(super) const LEASE: LeaseKind = LeaseKind::Storage;
-
 pub(super) fn refuse(config: &Config, places: &Places) -> Result<(), Fault> {
     let (storage, lease) = (&config.storage, &config.lease);
     let refused = [
-        (matches!(lease.kind, LeaseKind::Consul(_)), "lease.type", "lease.type = \"consul\"", "\"static\""),
+        (matches!(lease.kind, LeaseKind::Consul(_)), "lease.type", "lease.type = \"consul\"", "\"storage\""),
         (!lease.release_on_idle.is_zero(), "lease.release-on-idle", "lease.release-on-idle", "\"0s\""),
         (!lease.databases.is_empty(), "lease.databases", "lease.databases", "no such key"),
         (
