@@ -469,6 +469,45 @@ fn many_writers_of_many_databases_do_not_wait_for_each_other_for_ever() {
 }
 
 #[test]
+fn connections_that_come_and_go_lose_nothing() {
+    needs_a_mount!();
+    let script = "\
+import sqlite3, sys
+for n in range(25):
+    while True:
+        try:
+            db = sqlite3.connect(sys.argv[1] + '/a.db', isolation_level=None, timeout=100)
+            db.execute('INSERT INTO t VALUES (1)')
+            break
+        except sqlite3.OperationalError as error:
+            if 'locked' not in str(error): raise
+        finally:
+            db.close()
+";
+    for passthrough in BOTH {
+        let mounted = Mounted::new("come-and-go", passthrough);
+        let mut client = mounted.connect("a.db");
+        client.rows("PRAGMA journal_mode = wal");
+        client.rows("CREATE TABLE t (a)");
+        client.close();
+        // The last to close removes WAL and wal-index, the next makes them anew.
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut command = Command::new("python3");
+                    let output = support::process::run(command.args(["-c", script]).arg(mounted.mount.dir()));
+                    assert_eq!(output.code(), Some(0), "{}", output.stderr);
+                });
+            }
+        });
+        let mut client = mounted.connect("a.db");
+        assert_eq!(client.value("SELECT count(*) FROM t"), "100");
+        assert_eq!(client.value("PRAGMA integrity_check"), "ok");
+        wait_for("every transaction to be captured", || (mounted.txid("a.db") >= 101).then_some(()));
+    }
+}
+
+#[test]
 fn a_killed_writer_leaves_nothing_that_others_wait_for() {
     needs_a_mount!();
     for passthrough in BOTH {

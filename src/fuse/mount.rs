@@ -265,3 +265,61 @@ pub(super) fn raise_priority() {
         let _ = rustix::process::setpriority_process(None, -20);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::{FileKind, OwnMount};
+    use crate::store::{Role, StoreOptions};
+    use crate::words::{DbName, Faults, NodeId, SystemClock};
+    use std::os::unix::fs::FileExt;
+
+    /// Looks until `found`; far longer than it takes.
+    fn eventually(what: &str, mut found: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !found() {
+            assert!(start.elapsed() < Duration::from_secs(180), "in vain: {what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn what_the_daemon_changes_applications_see() {
+        if File::options().read(true).write(true).open("/dev/fuse").is_err() {
+            eprintln!("SKIPPED: no FUSE on this machine");
+            return;
+        }
+        let scratch = tempfile::tempdir().expect("a directory");
+        let options = StoreOptions {
+            dir: scratch.path().join("data"),
+            boot_id: "this boot".to_owned(),
+            new_node: NodeId::new(1),
+            clock: Arc::new(SystemClock),
+            faults: Faults::none(),
+        };
+        let store = Arc::new(Store::open(options).expect("a store"));
+        store.set_role(Role::Primary);
+        let options = MountOptions {
+            dir: scratch.path().join("mnt"),
+            allow_other: false,
+            passthrough: Passthrough::Auto,
+        };
+        let mount = Mount::start(&options, store.clone(), || ()).expect("a mount");
+        let path = mount.dir().join("a.db");
+        // The kernel now remembers that there is no such file.
+        assert!(!path.exists());
+        let name = DbName::new("a.db").expect("a name");
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let database = store.create(&name, 0o644, uid, gid).expect("create");
+        mount.tree.own.changed(&name, 0, 0);
+        eventually("the new database", || path.exists());
+        let backing = File::options().write(true).open(database.path(FileKind::Database)).expect("open");
+        for round in 1..=20_u8 {
+            let content = vec![round; 4096 * usize::from(round)];
+            backing.write_all_at(&content, 0).expect("write");
+            mount.tree.own.changed(&name, 0, 0);
+            eventually("the new content", || std::fs::read(&path).is_ok_and(|read| read == content));
+        }
+        assert_eq!(mount.unmount(Duration::from_secs(60)).expect("unmount"), Unmounted::Clean);
+    }
+}
