@@ -71,6 +71,11 @@ fn write(case: &Case, round: u32) -> String {
 
 const ROWS: &str = "SELECT id, round, length(data), hex(substr(data, 1, 8)) FROM t ORDER BY id";
 
+/// Soundness, page size, and whether it is in WAL mode (the other modes are the
+/// connection's, and a new one begins with `delete`).
+const SHAPE: &str = "SELECT (SELECT integrity_check FROM pragma_integrity_check(1)), \
+     (SELECT page_size FROM pragma_page_size), (SELECT journal_mode FROM pragma_journal_mode)";
+
 /// What is in every database now, and where it stands.
 fn state(node: &Node, cases: &[Case]) -> BTreeMap<String, (String, String)> {
     let mut state = BTreeMap::new();
@@ -90,13 +95,11 @@ fn check(node: &Node, cases: &[Case], expected: &BTreeMap<String, (String, Strin
             panic!("{}: {difference}", case.name);
         }
         let rows = case.reader.query(&file, ROWS);
-        assert_eq!(rows, case.writer.query(&file, ROWS), "{}", case.name);
+        assert_eq!(rows.lines().count(), dump.matches("INSERT INTO t ").count(), "{}: rows", case.name);
         assert!(rows.contains("|1|"), "{} has the rows of round 1", case.name);
-        assert_eq!(drivers::integrity(&file), "ok", "{}", case.name);
-        let size = Driver::Program.query(&file, "PRAGMA page_size");
-        assert_eq!(size.trim(), case.page_size.to_string(), "{}", case.name);
-        let mode = Driver::Program.query(&file, "PRAGMA journal_mode");
-        assert_eq!(mode.trim() == "wal", case.mode == "wal", "{} is in mode {mode}", case.name);
+        let shape = Driver::Program.query(&file, SHAPE);
+        let mode = if case.mode == "wal" { "wal" } else { "delete" };
+        assert_eq!(shape.trim(), format!("ok|{}|{mode}", case.page_size), "{}", case.name);
         assert_eq!(&node.pos(&case.name), pos, "reading moved the position of {}", case.name);
     }
 }
