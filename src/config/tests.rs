@@ -55,7 +55,7 @@ fn every_key_reads() {
         [lease]
         type = "static"
         candidate = "${REGION == 'ams'}"
-        promote = true
+        promote = false
         ttl = "5s"
         hostname = "a"
         advertise-url = "http://a:20202"
@@ -150,6 +150,8 @@ fn values_of_the_wrong_kind_are_named_with_line_and_remedy() {
 fn what_is_not_built_is_refused_and_not_ignored() {
     for (text, line) in [
         ("[lease]\ntype = \"consul\"\n[lease.consul]\nurl = \"http://c\"\nkey = \"k\"\n", 4),
+        ("[lease]\ncandidate = false\n", 4),
+        ("[lease]\npromote = true\n", 4),
         ("[lease]\nrelease-on-idle = \"1m\"\n", 4),
         ("hydration = \"lazy\"\n", 3),
         ("durability = \"archive\"\n", 3),

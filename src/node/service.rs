@@ -223,7 +223,8 @@ impl Service for NodeService {
 
     fn handoff(&self, _node: &str) -> Result<(), ServiceError> {
         Err(ServiceError::NotSupported(
-            "with lease.type = \"static\" the primary is fixed by the configuration: there is nobody to hand over to"
+            "this version cannot hand the lease over: stop this node, and another candidate has it at once (with \
+             lease.type = \"static\" the configuration alone decides)"
                 .to_owned(),
         ))
     }
