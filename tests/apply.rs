@@ -167,7 +167,9 @@ fn read(path: &Path, habit: Habit, stop: &AtomicBool) -> u32 {
     let ask = |worker: &mut Worker, sql: &str| {
         worker.query(sql).expect("the worker lives").unwrap_or_else(|failure| panic!("{sql}: {failure:?}"))
     };
-    while !stop.load(Ordering::Acquire) {
+    loop {
+        // At least once after the last transaction.
+        let last_time = stop.load(Ordering::Acquire);
         if matches!(habit, Habit::Reopen) {
             worker.close().expect("the worker lives");
             open(&mut worker);
@@ -189,8 +191,10 @@ fn read(path: &Path, habit: Habit, stop: &AtomicBool) -> u32 {
             ask(&mut worker, "COMMIT");
         }
         count += 1;
+        if last_time {
+            return count;
+        }
     }
-    count
 }
 
 const SCHEMA: &str = "CREATE TABLE t (a); CREATE TABLE m (n, total); INSERT INTO m VALUES (0, 0)";
@@ -237,7 +241,7 @@ fn readers_see_whole_transactions(mode: &str, passthrough: Passthrough) {
             })
             .into();
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for round in 0..40 {
+            for round in 0..32 {
                 grow(&mut client, 100 + round * 37);
                 match round {
                     10 => many(&mut client, 3000, 3500),

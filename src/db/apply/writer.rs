@@ -264,3 +264,6 @@ fn random() -> io::Result<u32> {
     getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
     Ok(u32::from_ne_bytes(bytes))
 }
+
+#[cfg(test)]
+mod tests;
