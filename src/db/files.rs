@@ -274,8 +274,9 @@ impl Database {
             }
             FileKind::Shm => {
                 // The last connection deletes it before the WAL, after its checkpoint:
-                // frames that were never published must not count from here on.
-                state.wal_sealed = state.wal.is_some();
+                // frames that were never published must not count from here on. That
+                // includes a generation of which nothing was published yet.
+                state.wal_sealed = true;
             }
         }
         self.handles().remove(&kind);

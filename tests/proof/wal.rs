@@ -2,7 +2,7 @@
 //! connections, the file at its end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use litefs::db::FileKind;
 use litefs::words::DbName;
@@ -58,6 +58,42 @@ fn a_commit_frame_that_was_never_published_is_no_transaction() {
     chains.check_live(&world.store);
     let name = DbName::new("a.db").expect("a name");
     integrity(&world.store.database(&name).expect("there").path(FileKind::Database), "closed");
+}
+
+#[test]
+fn a_commit_that_was_never_published_in_a_new_wal_does_not_appear_when_the_last_closes() {
+    let dir = scratch();
+    let world = World::open(dir.path(), BOOT);
+    let (first, second) = (world.process(), world.process());
+    let (doomed, other) = (first.connect("a.db"), second.connect("a.db"));
+    FULL.apply(&doomed).expect("set up");
+    FULL.apply(&other).expect("set up");
+    let mut random = Random(4);
+    transaction(&doomed, 1, &mut random).expect("committed");
+    other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).expect("checkpoint");
+    let mut chains = Chains::default();
+    chains.check_live(&world.store);
+    let before = chains.of("a.db").history.len();
+    // The first synced write is the WAL's header; the second are the frames, complete
+    // with the commit, which the death keeps from being published.
+    let (process, syncs) = (Arc::downgrade(&first), AtomicUsize::new(0));
+    world.at_every_step(move |_, here| {
+        if here == "sync db-wal"
+            && syncs.fetch_add(1, Ordering::AcqRel) == 1
+            && let Some(process) = process.upgrade()
+        {
+            process.kill();
+        }
+    });
+    transaction(&doomed, 2, &mut random).expect_err("killed");
+    world.at_no_step();
+    drop(doomed);
+    drop(other);
+    chains.check_live(&world.store);
+    assert_eq!(chains.of("a.db").history.len(), before, "nothing was captured");
+    drop(world);
+    let again = World::open(dir.path(), BOOT);
+    Chains::default().check_opened(&again.store, "reopened");
 }
 
 #[test]
