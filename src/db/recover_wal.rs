@@ -29,7 +29,7 @@ impl Database {
     /// An application may have survived the daemon, with WAL and wal-index still open
     /// through passthrough: a wal-index of an unknown version makes its next
     /// transaction fail (wal.c: SQLITE_CANTOPEN) instead of vanishing.
-    pub(super) fn fence(&self) -> Result<(), DbError> {
+    pub fn fence(&self) -> Result<(), DbError> {
         const UNKNOWN_VERSION: u32 = 1;
         let path = self.path(FileKind::Shm);
         let file = match OpenOptions::new().write(true).open(&path) {

@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 
 use crate::archive::{Occasion, PutError, Writer};
 use crate::exec::{self, Supervisor};
-use crate::fuse::Mount;
+use crate::fuse::{Mount, Unmounted};
 use crate::lease::{self, Lease, Member, StaticLease, StorageLease, StorageLeaseOptions, Want};
 use crate::object::{Counted, ObjectStore};
 use crate::peer::{Event, Events, Server, ServerOptions, TxData, serve};
@@ -343,8 +343,10 @@ impl Node {
                 code = Ok(Outcome::Exit(ended));
             }
         }
-        if let Err(error) = serving.mount.unmount(left() / 4) {
-            tracing::error!(%error, "unmounting failed");
+        match serving.mount.unmount(left() / 4) {
+            Ok(Unmounted::Forced) => self.fence(),
+            Ok(Unmounted::Clean | Unmounted::Before) => {}
+            Err(error) => tracing::error!(%error, "unmounting failed"),
         }
         drop(serving.mount);
         for database in self.store.databases() {
@@ -369,6 +371,16 @@ impl Node {
             });
         }
         code
+    }
+
+    /// Applications that were still in the mount may go on in WAL and wal-index through
+    /// passthrough: what they commit after the drain would be nobody's.
+    fn fence(&self) {
+        for database in self.store.databases() {
+            if let Err(error) = database.fence() {
+                tracing::error!(db = %database.name(), %error, "applications that stayed could not be kept from writing: end them");
+            }
+        }
     }
 
     /// Compacts the session's tail, so that the next cold start reads almost nothing.
