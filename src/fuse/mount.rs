@@ -26,8 +26,10 @@ use super::watch::Watch;
 use super::{modes, mounting};
 use crate::store::Store;
 
-/// Request loops. With two, a request that takes long does not hold up another file's.
-const LOOPS: usize = 2;
+/// Request loops: what takes long goes to the pool. With two, one client's requests
+/// alternate between threads on two CPUs, and a round trip across CPUs costs ten times
+/// one on the same (docs/PERFORMANCE.md: DELETE OFF 0.17 of ext4 with two, 0.28 with one).
+const LOOPS: usize = 1;
 
 /// How long a mount that is dropped waits for applications to leave.
 const AT_DROP: Duration = Duration::from_millis(500);

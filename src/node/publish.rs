@@ -21,6 +21,9 @@ use super::encode::{EncodeError, Style, change_set};
 const BATCH_BYTES: u64 = 16 << 20;
 const BATCH_SETS: usize = 4096;
 
+/// The lowest priority there is.
+const LEAST_URGENT: i32 = 19;
+
 /// How long to wait after a failed put, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -107,6 +110,9 @@ impl Shared {
     }
 
     fn run(&self) {
+        // Compressing pages costs more than committing them: applications come first.
+        // On Linux a priority is a thread's own (setpriority(2), NOTES).
+        let _ = rustix::process::setpriority_process(None, LEAST_URGENT);
         let commits = self.setup.store.commits();
         let mut last: Option<Instant> = None;
         while !self.stopping() {
