@@ -38,17 +38,22 @@ fn insert(connection: &Connection, numbers: std::ops::Range<u32>) -> Vec<u32> {
     numbers.take_while(|n| connection.execute("INSERT INTO t VALUES(?1)", [n]).is_ok()).collect()
 }
 
+/// A connection that waits for nothing.
+fn connect_at_once(node: &Node) -> Connection {
+    Connection::open(node.file("app.db")).expect("open the database")
+}
+
+/// The numbers, if there are any yet.
+fn numbers_if_any(node: &Node) -> Option<Vec<u32>> {
+    let connection = Connection::open(node.file("app.db")).ok()?;
+    let there = connection.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u32>(0));
+    there.ok().map(|_| numbers(&connection))
+}
+
 fn numbers(connection: &Connection) -> Vec<u32> {
     let mut query = connection.prepare("SELECT n FROM t ORDER BY n").expect("prepare");
     let rows = query.query_map([], |row| row.get(0)).expect("query");
     rows.collect::<Result<_, _>>().expect("read the numbers")
-}
-
-fn waits(node: &Node) -> bool {
-    let log = node.log();
-    let since = log.rfind("litefs starts").unwrap_or(0);
-    let (waited, served) = (log.rfind("waiting for the lease"), log.rfind("serving dir"));
-    waited > Some(since) && served < Some(since)
 }
 
 #[test]
@@ -57,15 +62,16 @@ fn second_node_waits_and_goes_on_where_the_first_stopped() {
     let scratch = Scratch::new("two-nodes-stop");
     let (mut first, mut second) = (node(scratch.path(), "first"), node(scratch.path(), "second"));
     first.start();
-    second.spawn();
-    wait_for("the second node waits", || waits(&second).then_some(()));
+    second.start();
+    second.wait_role("replica");
     let connection = connect(&first);
     connection.execute_batch("PRAGMA journal_mode=WAL").expect("WAL");
     assert_eq!(insert(&connection, 0..20).len(), 20);
     drop(connection);
-    assert!(waits(&second), "the second node serves while the first holds the lease");
+    wait_for("the replica follows", || numbers_if_any(&second).filter(|found| found.len() == 20));
+    assert!(insert(&connect_at_once(&second), 100..101).is_empty(), "a replica refuses to write");
     first.stop();
-    second.wait_ready().expect("the second node serves");
+    second.wait_primary().expect("the second node is the primary");
     let connection = connect(&second);
     assert_eq!(numbers(&connection), (0..20).collect::<Vec<_>>());
     assert_eq!(insert(&connection, 20..30).len(), 10);
@@ -83,13 +89,13 @@ fn second_node_takes_over_from_a_killed_one_with_all_that_was_archived() {
     assert_eq!(insert(&connect(&first), 0..20).len(), 20);
     first.wait_archived(&["app.db"]);
     first.kill();
-    second.wait_ready().expect("the second node serves");
+    second.wait_primary().expect("the second node is the primary");
     assert_eq!(insert(&connect(&second), 20..30).len(), 10);
     // The first comes back with its disk, waits its turn, and then has it all.
-    first.spawn();
-    wait_for("the first node waits", || waits(&first).then_some(()));
+    first.start();
+    first.wait_role("replica");
     second.stop();
-    first.wait_ready().expect("the first node serves again");
+    first.wait_primary().expect("the first node is the primary again");
     assert_eq!(numbers(&connect(&first)), (0..30).collect::<Vec<_>>());
     first.stop();
 }
@@ -108,13 +114,13 @@ fn a_node_that_slept_through_its_lease_parks_what_it_acknowledged_and_rejoins() 
     drop(connection);
     second.spawn();
     first.signal(Signal::STOP);
-    second.wait_ready().expect("the second node takes over");
+    second.wait_primary().expect("the second node takes over");
     let mut chain = numbers(&connect(&second));
     assert!(insert(&connect(&second), 100..110).len() == 10);
     second.wait_archived(&["app.db"]);
     chain.extend(100..110);
     first.signal(Signal::CONT);
-    wait_for("the first node starts over and waits", || {
+    wait_for("the first node starts over", || {
         let log = first.log();
         (log.contains("starting over as a replica") && log.contains("branch lost")).then_some(())
     });
@@ -123,7 +129,7 @@ fn a_node_that_slept_through_its_lease_parks_what_it_acknowledged_and_rejoins() 
     let copy = Connection::open(parked).expect("open the parked branch");
     assert_eq!(numbers(&copy), (0..40).collect::<Vec<_>>(), "everything acknowledged is parked");
     second.stop();
-    first.wait_ready().expect("the first node serves again");
+    first.wait_primary().expect("the first node is the primary again");
     assert_eq!(numbers(&connect(&first)), chain);
     first.stop();
 }
@@ -138,11 +144,12 @@ fn empty_node_never_wins_over_a_longer_chain() {
     for round in 0..4u32 {
         // The one with the data redeploys while the one with an empty disk starts.
         first.start();
+        first.wait_primary().expect("the first node is the primary");
         expected.extend(insert(&connect(&first), round * 10..round * 10 + 10));
         second.wipe_data();
         second.spawn();
         first.stop();
-        second.wait_ready().expect("the empty node serves");
+        second.wait_primary().expect("the empty node is the primary");
         assert_eq!(numbers(&connect(&second)), expected, "round {round}");
         second.stop();
     }

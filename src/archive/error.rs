@@ -49,7 +49,10 @@ pub enum ArchiveError {
         example: String,
     },
     /// There is no archive.
-    #[error("{store} holds no archive; check the URL, or start a node with it to make one")]
+    #[error(
+        "{store} holds no archive; check the URL (a node with an empty data directory makes a new archive, one that \
+         belongs to a cluster does not)"
+    )]
     NoArchive {
         /// The store.
         store: String,

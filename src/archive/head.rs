@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -53,6 +54,8 @@ pub struct Head {
     pub(super) tail: Vec<TailSegment>,
     pub(super) last: Link,
     pub(super) databases: BTreeMap<DbName, Standing>,
+    /// When the manifest was read, by the clock's `elapsed`.
+    pub(super) as_of: Duration,
     kept: u64,
 }
 
@@ -71,6 +74,7 @@ impl Head {
             manifest,
             etag,
             tail: Vec::new(),
+            as_of: Duration::ZERO,
             kept: 0,
         }
     }

@@ -83,6 +83,37 @@ impl Archive {
         Ok(())
     }
 
+    /// Adds the next segment to `head`, if there is one: one request, no listing. Whether
+    /// the head has moved.
+    ///
+    /// # Errors
+    /// As `head`; the head is as before then.
+    pub fn advance(&self, head: &mut Head) -> Result<bool, ArchiveError> {
+        let before = head.seq();
+        let long_tail = head.tail().len() as u64 > 4 * self.options.max_tail_segments;
+        if !long_tail && !self.is_old(head.as_of) {
+            let found = self.fetch(before.next(), None)?;
+            // A number that was compacted meanwhile may have been taken by a writer that
+            // slept through it: only a manifest that is young enough rules that out.
+            if !self.is_old(head.as_of) {
+                let Some((segment, bytes)) = found else { return Ok(false) };
+                head.extend(Arc::new(segment), bytes)?;
+                return Ok(true);
+            }
+        }
+        self.refresh(head)?;
+        Ok(head.seq() != before)
+    }
+
+    /// Whether segments after a manifest that was read at `as_of` may be deleted by now.
+    /// Upkeep deletes compacted segments after a time of grace. Had this machine slept
+    /// that long since it read the manifest, the end of the log might be one that was
+    /// compacted away.
+    fn is_old(&self, as_of: Duration) -> bool {
+        let age = self.options.clock.elapsed().saturating_sub(as_of);
+        age >= self.options.grace.max(LEAST_GRACE) / 2
+    }
+
     fn read_head(&self, known: Option<&Head>) -> Result<Head, ArchiveError> {
         let mut fault = None;
         let clock = &self.options.clock;
@@ -100,12 +131,8 @@ impl Archive {
             let manifest = Arc::new(manifest);
             let start = known.and_then(|head| head.rebase(manifest.clone(), etag.clone()));
             match self.follow(start.unwrap_or_else(|| Head::new(manifest, etag)))? {
-                // Upkeep deletes compacted segments after a time of grace. Had this
-                // machine slept that long since it read the manifest, the end of the
-                // log might be one that was compacted away.
-                Ok(head)
-                    if clock.elapsed().saturating_sub(begun) < self.options.grace.max(LEAST_GRACE) / 2 =>
-                {
+                Ok(mut head) if !self.is_old(begun) => {
+                    head.as_of = begun;
                     return Ok(head);
                 }
                 Ok(_) => {}

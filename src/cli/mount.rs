@@ -87,7 +87,8 @@ fn options(config: &Config) -> Result<NodeOptions, CliError> {
         },
         sync_interval: storage.sync_interval,
         on_unreachable: match storage.on_unreachable {
-            OnUnreachable::Wait | OnUnreachable::ServeStale => node::OnUnreachable::Wait,
+            OnUnreachable::Wait => node::OnUnreachable::Wait,
+            OnUnreachable::ServeStale => node::OnUnreachable::ServeStale,
         },
         shutdown_timeout: storage.shutdown_timeout,
         lease: match lease.kind {
@@ -100,6 +101,8 @@ fn options(config: &Config) -> Result<NodeOptions, CliError> {
         hostname: lease.hostname.clone(),
         advertise_url: lease.advertise_url.clone(),
         candidate: lease.candidate,
+        promote: lease.promote,
+        release_on_idle: lease.release_on_idle,
         http: (http.addr, http.token.as_ref().map(|token| token.reveal().to_owned())),
         exec: config.exec.clone(),
         clock,

@@ -150,12 +150,8 @@ fn values_of_the_wrong_kind_are_named_with_line_and_remedy() {
 fn what_is_not_built_is_refused_and_not_ignored() {
     for (text, line) in [
         ("[lease]\ntype = \"consul\"\n[lease.consul]\nurl = \"http://c\"\nkey = \"k\"\n", 4),
-        ("[lease]\ncandidate = false\n", 4),
-        ("[lease]\npromote = true\n", 4),
-        ("[lease]\nrelease-on-idle = \"1m\"\n", 4),
         ("hydration = \"lazy\"\n", 3),
         ("durability = \"archive\"\n", 3),
-        ("on-unreachable = \"serve-stale\"\n", 3),
         ("[proxy]\naddr = \":80\"\ntarget = \"localhost:81\"\ndb = \"a.db\"\n", 3),
     ] {
         let said = refused(&format!("{SMALL}{text}"));

@@ -13,9 +13,6 @@ pub(super) fn refuse(config: &Config, places: &Places) -> Result<(), Fault> {
     let (storage, lease) = (&config.storage, &config.lease);
     let refused = [
         (matches!(lease.kind, LeaseKind::Consul(_)), "lease.type", "lease.type = \"consul\"", "\"storage\""),
-        (!lease.release_on_idle.is_zero(), "lease.release-on-idle", "lease.release-on-idle", "\"0s\""),
-        (!lease.candidate, "lease.candidate", "lease.candidate = false (a node that only reads)", "true"),
-        (lease.promote, "lease.promote", "lease.promote = true", "false"),
         (!lease.databases.is_empty(), "lease.databases", "lease.databases", "no such key"),
         (
             storage.hydration == Hydration::Lazy,
@@ -28,12 +25,6 @@ pub(super) fn refuse(config: &Config, places: &Places) -> Result<(), Fault> {
             "storage.durability",
             "storage.durability = \"archive\"",
             "\"async\"",
-        ),
-        (
-            storage.on_unreachable == OnUnreachable::ServeStale,
-            "storage.on-unreachable",
-            "storage.on-unreachable = \"serve-stale\"",
-            "\"wait\"",
         ),
         (config.proxy.is_some(), "proxy", "[proxy]", "no such section"),
     ];

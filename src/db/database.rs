@@ -32,6 +32,8 @@ pub struct Database {
     pub(super) imaging: Mutex<()>,
     /// Whether applications have a WAL here.
     pub(super) has_wal: AtomicBool,
+    /// Applications do not get it yet.
+    pub(super) hidden: AtomicBool,
     /// The daemon's own connection where it keeps applications from writing.
     pub(super) hold: Mutex<Option<super::apply::Hold>>,
     /// A lock that outlives a failure: the file is between two positions.

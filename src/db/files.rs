@@ -22,7 +22,7 @@ impl Database {
     /// errno must be EACCES, which SQLite reports at once as a read-only database.
     pub fn open(&self, kind: FileKind, how: OpenHow) -> Result<File, DbError> {
         let path = self.path(kind);
-        if how.write && matches!(kind, FileKind::Journal) && !self.shared.writable() {
+        if how.write && kind == FileKind::Journal && !self.shared.writable() && !self.is_hot()? {
             return Err(self.read_only());
         }
         let mut state = self.lock();
@@ -109,9 +109,34 @@ impl Database {
         }
         self.barrier()?;
         let mut state = self.lock();
-        self.before_write(&mut state, offset, data.len() as u64)?;
+        match self.before_write(&mut state, offset, data.len() as u64) {
+            // The rollback of a transaction that had not got to the database yet.
+            Err(DbError::ReadOnly { .. }) if self.is_there(&mut state, offset, data)? => return Ok(()),
+            allowed => allowed?,
+        }
         let file = self.database_file(&mut state)?;
         file.write_all_at(data, offset).map_err(DbError::io("write", path))
+    }
+
+    /// Whether the database file holds these bytes already.
+    fn is_there(&self, state: &mut State, offset: u64, data: &[u8]) -> Result<bool, DbError> {
+        let file = self.database_file(state)?;
+        let mut held = vec![0; data.len()];
+        let read = read_at_most(&file, &mut held, offset);
+        let read = read.map_err(DbError::io("read", self.path(FileKind::Database)))?;
+        Ok(read == data.len() && held == data)
+    }
+
+    /// Whether a journal lies there that has to be rolled back before anyone can read.
+    fn is_hot(&self) -> Result<bool, DbError> {
+        let path = self.path(FileKind::Journal);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(DbError::io("open", path)(source)),
+        };
+        let header = crate::sqlite::journal::Header::read(&file).map_err(DbError::io("read", path))?;
+        Ok(header.is_some())
     }
 
     /// Captures what the WAL holds, before anything can destroy it.
@@ -134,7 +159,9 @@ impl Database {
             let synced = state.synced_salt == state.wal.as_ref().map(|track| track.header.salt);
             return if synced { Ok(()) } else { self.mark_unsynced(state) };
         }
-        if !self.shared.writable() {
+        // A transaction that began before this node lost the right to write may be rolled
+        // back: its journal's end is refused instead.
+        if !self.shared.writable() && state.nonce.is_none() {
             return Err(self.read_only());
         }
         self.before_rollback_write(state)?;
@@ -159,7 +186,7 @@ impl Database {
         let mut state = self.lock();
         match kind {
             FileKind::Database => self.before_resize(&mut state, size)?,
-            FileKind::Journal if size == 0 && state.nonce.is_some() => self.commit_rollback(&mut state)?,
+            FileKind::Journal if size == 0 && state.nonce.is_some() => self.end_journal(&mut state)?,
             FileKind::Wal if size == 0 => state.wal = None,
             FileKind::Wal | FileKind::Journal | FileKind::Shm => {}
         }
@@ -183,7 +210,7 @@ impl Database {
         if size == now {
             return Ok(());
         }
-        if !self.shared.writable() {
+        if !self.shared.writable() && state.nonce.is_none() {
             return Err(self.read_only());
         }
         self.before_rollback_write(state)?;
@@ -262,7 +289,7 @@ impl Database {
             FileKind::Database => return self.drop_database(&mut state),
             FileKind::Journal => {
                 if state.nonce.is_some() {
-                    self.commit_rollback(&mut state)?;
+                    self.end_journal(&mut state)?;
                 }
                 state.journal = None;
             }

@@ -21,7 +21,7 @@ mod shared;
 mod sums;
 mod wal;
 
-pub use apply::LiveApply;
+pub use apply::{Hidden, LiveApply, Paused};
 pub use context::{LockTo, OwnFile, OwnMount, WAL_INDEX_HEADER, WalIndex};
 pub use database::{Captured, Database, OpenHow};
 pub use error::DbError;

@@ -108,6 +108,7 @@ impl Database {
             held: AtomicBool::new(false),
             marked: AtomicBool::new(false),
             has_wal: AtomicBool::new(false),
+            hidden: AtomicBool::new(false),
             handles: Mutex::new(HashMap::new()),
         };
         database.recover_files(&saved, tail, since, super_journal)?;

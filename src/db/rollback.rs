@@ -108,6 +108,21 @@ impl Database {
         Ok(())
     }
 
+    /// The journal is about to end: the commit, or the end of a rollback.
+    ///
+    /// # Errors
+    /// `ReadOnly` if it would be a commit, and this node lost the right to write since
+    /// the transaction began: SQLite then rolls back.
+    pub(super) fn end_journal(&self, state: &mut State) -> Result<(), DbError> {
+        if !self.shared.writable() {
+            let prepared = state.prepared.is_some();
+            if prepared || (Self::pending(state) && self.build_rollback(state)?.is_some()) {
+                return Err(self.read_only());
+            }
+        }
+        self.commit_rollback(state)
+    }
+
     /// The commit: what was written since the last one becomes a transaction.
     pub(super) fn commit_rollback(&self, state: &mut State) -> Result<(), DbError> {
         self.shared.faults.pass("capture.commit").map_err(DbError::io("capture", self.paths.dir()))?;

@@ -25,6 +25,11 @@ pub struct Committed {
 pub trait CommitListener: Send + Sync {
     /// A transaction was captured.
     fn committed(&self, committed: Committed);
+
+    /// A transaction of another node was applied that the archive does not have yet.
+    fn applied(&self, committed: Committed) {
+        let _ = committed;
+    }
 }
 
 /// What all databases of a node share.

@@ -128,6 +128,8 @@ impl Tree {
             settle(&file, &backing, mode, owner).map_err(|error| errno::of_io(&error))?;
             return Ok((What::SuperJournal(backing), file));
         }
+        // On a replica it is about to be refused, but may be what a node that rests waits for.
+        self.store.wanted();
         match names::parse(path) {
             Some(Name::File(name, FileKind::Database)) => {
                 let db = self.store.create(&name, mode, owner.uid, owner.gid).map_err(errno::report)?;

@@ -142,6 +142,8 @@ impl Mount {
                 tracing::error!("the mount ended: {error}");
             }
             runner.end();
+            // Whoever waits for the end may open the data directory again.
+            drop(runner);
             *running.yes.lock() = true;
             running.changed.notify_all();
             ended();

@@ -79,7 +79,11 @@ impl Tree {
                 let file = file.map_err(|error| errno::of_io(&error))?;
                 self.opened(node, file, How { write, created: false, own }, register)
             }
+            What::File(db, FileKind::Database) if !own && db.is_hidden() => Err(Errno::ENOENT),
             What::File(db, kind) => {
+                if !own && write && *kind == FileKind::Database {
+                    self.store.wanted();
+                }
                 let file = if own {
                     File::options()
                         .read(true)

@@ -40,7 +40,7 @@ impl StaticLease {
     fn read(&self, state: &State) -> Standing {
         let (holder, trouble) = match (&self.primary, state.held) {
             (Some(member), _) => (
-                Holder::Other { member: member.clone(), epoch: Epoch::default() },
+                Holder::Other { member: member.clone(), epoch: Epoch::default(), alive: true },
                 matches!(state.want, Want::Hold { .. }).then(|| {
                     format!(
                         "the configuration makes {} the primary (lease.type = \"static\")",
@@ -61,7 +61,9 @@ impl Lease for StaticLease {
         let mut state = self.state.lock();
         state.held = match (want, &self.primary, state.held) {
             // A new epoch for every term, so that a former run of this node is fenced.
-            (Want::Hold { after }, None, held) => Some(held.unwrap_or_else(|| after.next())),
+            (Want::Hold { after }, None, held) => {
+                Some(held.filter(|held| *held > after).unwrap_or_else(|| after.next()))
+            }
             _ => None,
         };
         state.want = want;

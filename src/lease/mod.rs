@@ -62,6 +62,9 @@ pub enum Holder {
         member: Member,
         /// Its epoch.
         epoch: Epoch,
+        /// Whether it was seen to renew since this node looks: it is at work, and does
+        /// not only stand there from before it died.
+        alive: bool,
     },
 }
 

@@ -3,11 +3,12 @@
 //! newer is ever overwritten by something older.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::archive::{Archive, ArchiveError, Head, PageSink, Plan, Relation, Standing, Target, Watch};
-use crate::db::{Applying, Database, Goal, Incoming};
+use crate::db::{Applying, Database, Goal, Incoming, LiveApply};
 use crate::store::Store;
-use crate::words::{DbName, PageSum, Pgno, Pos};
+use crate::words::{DbName, PageSum, Pgno, Pos, Timestamp};
 
 use super::NodeError;
 
@@ -70,13 +71,36 @@ pub(super) fn decide(local: Local, standing: Option<&Standing>, relation: Relati
     }
 }
 
-/// Brings every database to the head. Returns those to be published as a whole.
+/// How databases are brought to the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// Nobody is in them.
+    Offline,
+    /// Applications may be reading; each is waited for no longer than this.
+    Live(Duration),
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(super) struct Aligned {
+    /// Databases to be published as a whole.
+    pub wholes: Vec<DbName>,
+    /// Databases that moved.
+    pub moved: Vec<DbName>,
+}
+
+/// Brings every database to the head.
+///
+/// # Errors
+/// With applications in the mount, `Diverged` where a branch has to be parked: that
+/// needs the database alone.
 pub(super) fn align(
     store: &Store,
     archive: &Archive,
     head: &Head,
+    how: How,
     watch: &dyn Watch,
-) -> Result<Vec<DbName>, NodeError> {
+) -> Result<Aligned, NodeError> {
     let names: BTreeSet<DbName> = head
         .databases()
         .keys()
@@ -84,7 +108,8 @@ pub(super) fn align(
         .chain(store.all().iter().map(|database| database.name().clone()))
         .collect();
     store.commits().retain(|commit| commit.meta.post.txid > head.pos(&commit.meta.db).txid);
-    let mut wholes = Vec::new();
+    let mut aligned = Aligned::default();
+    let act = Act { archive, head, how, watch };
     for name in names {
         let database = store.entry(&name)?;
         let standing = head.standing(&name);
@@ -95,27 +120,33 @@ pub(super) fn align(
             waiting_from: store.commits().oldest_of(&name).map(|commit| commit.meta.pre),
         };
         let relation = match standing {
+            Some(standing) if local.pos == standing.pos => Relation::Head,
             Some(_) if local.pos != Pos::ZERO => archive.relate(head, &name, local.pos)?,
             _ => Relation::Unknown,
         };
         let action = decide(local, standing, relation);
-        tracing::debug!(db = %name, pos = %local.pos, ?action, "aligning with the archive");
+        if action != Action::Stay {
+            tracing::debug!(db = %name, pos = %local.pos, ?action, "aligning with the archive");
+        }
         match action {
             Action::Stay => store.commits().forget(&name),
             Action::Publish => {}
             Action::PublishWhole => {
                 store.commits().forget(&name);
-                wholes.push(name);
+                aligned.wholes.push(name.clone());
             }
             Action::CatchUp => {
                 store.commits().forget(&name);
-                catch_up(archive, head, &database, watch)?;
+                act.catch_up(&database)?;
             }
-            Action::Restore => restore(archive, head, &database, watch)?,
+            Action::Restore => act.restore(&database)?,
             Action::Drop => {
                 let standing = standing.ok_or_else(|| unsure(&name))?;
                 store.commits().forget(&name);
-                database.apply_drop(goal(standing.pos, standing))?;
+                act.drop(&database, standing)?;
+            }
+            Action::Park if how != How::Offline => {
+                return Err(NodeError::Diverged { db: name, branch: local.pos });
             }
             Action::Park => {
                 let parked = store.park(&database)?;
@@ -125,16 +156,17 @@ pub(super) fn align(
                      restored from the archive"
                 );
                 match standing {
-                    Some(standing) if standing.is_dropped() => {
-                        database.apply_drop(goal(standing.pos, standing))?
-                    }
-                    Some(_) => restore(archive, head, &database, watch)?,
+                    Some(standing) if standing.is_dropped() => act.drop(&database, standing)?,
+                    Some(_) => act.restore(&database)?,
                     None => return Err(unsure(&name)),
                 }
             }
         }
+        if database.pos() != local.pos {
+            aligned.moved.push(name);
+        }
     }
-    Ok(wholes)
+    Ok(aligned)
 }
 
 fn unsure(db: &DbName) -> NodeError {
@@ -165,27 +197,86 @@ fn plan_goal(plan: &Plan) -> Goal {
     Goal { pos: plan.pos, page_size: plan.page_size, pages: plan.commit }
 }
 
-fn restore(archive: &Archive, head: &Head, database: &Database, watch: &dyn Watch) -> Result<(), NodeError> {
-    let plan = archive.plan(head, database.name(), Target::Latest)?;
-    let sink = Whole(database.install(plan_goal(&plan))?);
-    archive.restore(&plan, &sink, watch)?;
-    sink.0.finish()?;
-    tracing::info!(db = %database.name(), pos = %plan.pos, bytes = plan.size(), "restored from the archive");
-    Ok(())
+struct Live<'a>(LiveApply<'a>);
+
+impl PageSink for Live<'_> {
+    fn page(&self, pgno: Pgno, data: &[u8], sum: PageSum) -> std::io::Result<()> {
+        self.0.page(pgno, data, sum)
+    }
 }
 
-fn catch_up(archive: &Archive, head: &Head, database: &Database, watch: &dyn Watch) -> Result<(), NodeError> {
-    let from = database.pos();
-    let plan = match archive.plan_since(head, database.name(), from) {
-        Ok(plan) => plan,
-        Err(ArchiveError::NoSuchPoint { .. }) => return restore(archive, head, database, watch),
-        Err(error) => return Err(error.into()),
-    };
-    let sink = Delta(database.apply(plan_goal(&plan))?);
-    archive.restore(&plan, &sink, watch)?;
-    sink.0.finish()?;
-    tracing::info!(db = %database.name(), %from, to = %plan.pos, bytes = plan.size(), "caught up from the archive");
-    Ok(())
+/// What bringing databases to the head needs.
+struct Act<'a> {
+    archive: &'a Archive,
+    head: &'a Head,
+    how: How,
+    watch: &'a dyn Watch,
+}
+
+impl Act<'_> {
+    fn restore(&self, database: &Database) -> Result<(), NodeError> {
+        let plan = self.archive.plan(self.head, database.name(), Target::Latest)?;
+        match self.how {
+            How::Live(patience) if database.exists() => self.apply(database, &plan, patience)?,
+            how => {
+                let _hidden = database.hide();
+                let sink = Whole(database.install(plan_goal(&plan))?);
+                self.archive.restore(&plan, &sink, self.watch)?;
+                sink.0.finish()?;
+                if let How::Live(patience) = how {
+                    database.appears();
+                    database.hold_writers(patience)?;
+                }
+            }
+        }
+        tracing::info!(db = %database.name(), pos = %plan.pos, bytes = plan.size(), "restored from the archive");
+        Ok(())
+    }
+
+    fn catch_up(&self, database: &Database) -> Result<(), NodeError> {
+        let from = database.pos();
+        let plan = match self.archive.plan_since(self.head, database.name(), from) {
+            Ok(plan) => plan,
+            Err(ArchiveError::NoSuchPoint { .. }) => return self.restore(database),
+            Err(error) => return Err(error.into()),
+        };
+        match self.how {
+            How::Live(patience) => {
+                self.apply(database, &plan, patience)?;
+                tracing::debug!(db = %database.name(), %from, to = %plan.pos, "followed the archive");
+            }
+            How::Offline => {
+                let sink = Delta(database.apply(plan_goal(&plan))?);
+                self.archive.restore(&plan, &sink, self.watch)?;
+                sink.0.finish()?;
+                tracing::info!(
+                    db = %database.name(), %from, to = %plan.pos, bytes = plan.size(), "caught up from the archive"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, database: &Database, plan: &Plan, patience: Duration) -> Result<(), NodeError> {
+        let sink = Live(database.apply_live(database.pos(), plan_goal(plan), self.time_of(database))?);
+        self.archive.restore(plan, &sink, self.watch)?;
+        Ok(sink.0.finish(patience)?)
+    }
+
+    fn time_of(&self, database: &Database) -> Timestamp {
+        self.head.standing(database.name()).map_or_else(Timestamp::default, |standing| standing.timestamp)
+    }
+
+    fn drop(&self, database: &Database, standing: &Standing) -> Result<(), NodeError> {
+        let goal = goal(standing.pos, standing);
+        match self.how {
+            How::Offline => database.apply_drop(goal)?,
+            How::Live(patience) => {
+                database.apply_live(database.pos(), goal, standing.timestamp)?.finish(patience)?
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

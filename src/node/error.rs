@@ -6,7 +6,7 @@ use crate::db::DbError;
 use crate::fuse::MountError;
 use crate::peer::ServeError;
 use crate::store::StoreError;
-use crate::words::{ClusterId, DbName};
+use crate::words::{ClusterId, DbName, Pos};
 
 /// Why a node does not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,16 @@ pub enum NodeError {
         db: DbName,
         /// Why.
         why: String,
+    },
+    /// A branch lost, and applications are in the mount.
+    #[error(
+        "database {db} is on a branch that lost (at {branch}): it is parked once applications are out of the mount"
+    )]
+    Diverged {
+        /// Which.
+        db: DbName,
+        /// Where it stands.
+        branch: Pos,
     },
     /// A system call failed.
     #[error("{attempt}: {source}")]
@@ -101,6 +111,7 @@ impl NodeError {
             },
             NodeError::Mount(_)
             | NodeError::Serve(_)
+            | NodeError::Diverged { .. }
             | NodeError::Io { .. }
             | NodeError::Stopped
             | NodeError::Unarchived { .. } => false,

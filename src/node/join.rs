@@ -8,10 +8,10 @@ use crate::lease::{Holder, Lease, Standing, Want};
 use crate::object::check_conditions;
 use crate::words::{DbName, Epoch};
 
-use super::align::align;
+use super::align::{Aligned, How, align};
 use super::encode::{Style, whole};
 use super::run::Node;
-use super::{LeaseChoice, NodeError};
+use super::{LeaseChoice, NodeError, OnUnreachable};
 
 /// How long to wait before the storage is tried again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -20,84 +20,197 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How soon a node that waits for the lease sees that it is told to stop.
 const GLANCE: Duration = Duration::from_millis(500);
 
+/// A node that stands at the archive's head, as of when the head was read.
+pub(super) struct Joined {
+    pub archive: Archive,
+    pub head: Head,
+    /// Databases of which the archive has nothing, and whose first transactions are no
+    /// longer in the change log.
+    wholes: Vec<DbName>,
+}
+
+impl Joined {
+    /// At a head to which every database was brought.
+    pub fn at(archive: Archive, head: Head) -> Joined {
+        Joined { archive, head, wholes: Vec::new() }
+    }
+}
+
+/// Says when waiting for the storage has lost its purpose.
+pub(super) type GiveUp<'a> = &'a (dyn Fn() -> bool + Sync);
+
 impl Node {
-    /// Becomes the archive's writer, at its head, in an epoch that the lease gave.
-    pub(super) fn join(&self, lease: &dyn Lease) -> Result<Writer, NodeError> {
-        if matches!(self.options.lease, LeaseChoice::Storage { .. }) {
-            self.persist(|| Ok(check_conditions(&self.options.storage)?))?;
-        }
-        let archive = self
-            .persist(|| Archive::open_or_init(self.options.storage.clone(), self.options.archive.clone()))?;
-        self.check_cluster(&archive)?;
-        let mut head = self.head(&archive)?.0;
-        loop {
-            let epoch = self.hold(lease, head.epoch())?;
-            // What an earlier holder put before its term ended comes first.
-            let (newer, wholes) = self.head(&archive)?;
-            head = newer;
-            if head.epoch() >= epoch || lease.standing().holder.this() != Some(epoch) {
-                continue;
-            }
-            let sealed = self.persist(|| match Writer::seal(&archive, epoch, self.store.node_id()) {
-                Ok(writer) => Ok(Ok(Some(writer))),
-                Err(PutError::Fenced { by }) => {
-                    tracing::warn!(%by, "another writer came first: reading the head again");
-                    Ok(Ok(None))
+    /// Reads the archive's head and brings every database to it; waits for the storage.
+    /// `None` if the storage does not answer and the node may serve what it has.
+    pub(super) fn join(&self) -> Result<Option<Joined>, NodeError> {
+        let stale =
+            self.options.on_unreachable == OnUnreachable::ServeStale && self.store.cluster().is_some();
+        if stale {
+            match self.try_join(How::Offline, &|| self.stopping()) {
+                Err(NodeError::Archive(error)) if waits(&error) => {
+                    tracing::warn!(%error, "the archive cannot be used: serving reads from what is here");
+                    self.service.update(|parts| parts.waiting_for = Some(error.to_string()));
+                    return Ok(None);
                 }
-                Err(PutError::Unreachable(error)) => Err(error.into()),
-                Err(PutError::Refused(error)) => Err(error),
-                Err(error) => Ok(Err(error)),
-            })??;
-            let Some(writer) = sealed else {
-                head = self.head(&archive)?.0;
-                continue;
-            };
-            if self.was_overtaken(&writer, &head) {
-                // Somebody put between the head that was aligned with and the seal.
-                self.head(&archive)?;
+                joined => return joined.map(Some),
             }
-            self.publish_wholes(&writer, &wholes)?;
-            tracing::info!(archive = %self.options.storage.describe(), %epoch, seq = %writer.head().seq(), "at the archive's head");
-            return Ok(writer);
+        }
+        let give_up = || self.stopping();
+        if matches!(self.options.lease, LeaseChoice::Storage { .. }) {
+            self.persist(&give_up, || Ok(check_conditions(&self.options.storage)?))?;
+        }
+        let archive = self.persist(&give_up, || self.open_archive())?;
+        self.check_cluster(&archive)?;
+        let head = self.persist(&give_up, || archive.head())?;
+        let mut joined = Joined::at(archive, head);
+        self.bring(&mut joined, How::Offline, &give_up)?;
+        Ok(Some(joined))
+    }
+
+    /// One attempt to join.
+    pub(super) fn try_join(&self, how: How, give_up: GiveUp<'_>) -> Result<Joined, NodeError> {
+        if matches!(self.options.lease, LeaseChoice::Storage { .. }) {
+            check_conditions(&self.options.storage).map_err(ArchiveError::from)?;
+        }
+        let archive = self.open_archive()?;
+        self.check_cluster(&archive)?;
+        let head = archive.head()?;
+        let wholes = align(&self.store, &archive, &head, how, &|_: Progress| !give_up())?.wholes;
+        Ok(Joined { archive, head, wholes })
+    }
+
+    /// A node that belongs to a cluster makes no new archive: what it is to find is gone,
+    /// or elsewhere.
+    fn open_archive(&self) -> Result<Archive, ArchiveError> {
+        let (storage, options) = (self.options.storage.clone(), self.options.archive.clone());
+        match self.store.cluster() {
+            Some(_) => Archive::open(storage, options),
+            None => Archive::open_or_init(storage, options),
         }
     }
 
-    /// Whether the log went on between `head` and the writer's seal.
-    fn was_overtaken(&self, writer: &Writer, head: &Head) -> bool {
-        writer.with_head(|sealed| sealed.databases() != head.databases())
-    }
-
-    /// The archive's head, with every database brought to it.
-    fn head(&self, archive: &Archive) -> Result<(Head, Vec<DbName>), NodeError> {
-        self.persist(|| {
-            let head = archive.head()?;
-            let watch = |_: Progress| !self.stopping();
-            match align(&self.store, archive, &head, &watch) {
-                Ok(wholes) => Ok(Ok((head, wholes))),
-                Err(NodeError::Archive(error)) => Err(error),
+    /// Brings every database to the head as it is now.
+    fn bring(&self, joined: &mut Joined, how: How, give_up: GiveUp<'_>) -> Result<Aligned, NodeError> {
+        let watch = |_: Progress| !give_up();
+        let aligned = self.persist(give_up, || {
+            match align(&self.store, &joined.archive, &joined.head, how, &watch) {
+                Ok(aligned) => Ok(Ok(aligned)),
+                Err(NodeError::Archive(error)) => {
+                    if error.is_outdated() {
+                        joined.archive.refresh(&mut joined.head)?;
+                    }
+                    Err(error)
+                }
                 Err(error) => Ok(Err(error)),
             }
-        })?
+        })??;
+        joined.wholes.clone_from(&aligned.wholes);
+        Ok(aligned)
     }
 
-    /// Waits until this node holds the lease.
-    fn hold(&self, lease: &dyn Lease, after: Epoch) -> Result<Epoch, NodeError> {
-        lease.want(Want::Hold { after });
+    /// Becomes the archive's writer in `epoch`, which the lease gave, at its head;
+    /// `None` if the lease or the epoch is not good any more.
+    pub(super) fn take(
+        &self,
+        joined: &mut Joined,
+        lease: &dyn Lease,
+        epoch: Epoch,
+        how: How,
+    ) -> Result<Option<Writer>, NodeError> {
+        let held = || lease.standing().holder.this() == Some(epoch);
+        let give_up = || self.stopping() || !held();
+        match self.take_held(joined, epoch, how, &give_up) {
+            Err(NodeError::Stopped) if !self.stopping() => Ok(None),
+            Ok(None) => {
+                // An epoch after those that the archive has seen.
+                lease.want(Want::Hold { after: joined.head.epoch() });
+                Ok(None)
+            }
+            taken => taken,
+        }
+    }
+
+    fn take_held(
+        &self,
+        joined: &mut Joined,
+        epoch: Epoch,
+        how: How,
+        give_up: GiveUp<'_>,
+    ) -> Result<Option<Writer>, NodeError> {
+        loop {
+            // What an earlier holder put before its term ended comes first.
+            self.persist(give_up, || joined.archive.refresh(&mut joined.head))?;
+            self.bring(joined, how, give_up)?;
+            if joined.head.epoch() >= epoch {
+                return Ok(None);
+            }
+            if give_up() {
+                return Err(NodeError::Stopped);
+            }
+            let sealed = self.persist(give_up, || {
+                match Writer::seal(&joined.archive, epoch, self.store.node_id()) {
+                    Ok(writer) => Ok(Ok(Some(writer))),
+                    Err(PutError::Fenced { by }) => {
+                        tracing::warn!(%by, "another writer came first: reading the head again");
+                        Ok(Ok(None))
+                    }
+                    Err(PutError::Unreachable(error)) => Err(error.into()),
+                    Err(PutError::Refused(error)) => Err(error),
+                    Err(error) => Ok(Err(error)),
+                }
+            })??;
+            let Some(writer) = sealed else { continue };
+            if writer.with_head(|sealed| sealed.databases() != joined.head.databases()) {
+                // Somebody put between the head that was aligned with and the seal.
+                joined.head = writer.head();
+                self.bring(joined, how, give_up)?;
+            }
+            self.publish_wholes(&writer, &joined.wholes, give_up)?;
+            tracing::info!(archive = %self.options.storage.describe(), %epoch, seq = %writer.head().seq(), "at the archive's head");
+            return Ok(Some(writer));
+        }
+    }
+
+    /// The writer, if this node is to be the primary from the start; waits until the
+    /// lease is settled. `None` if another node holds it, or this one does not want it.
+    pub(super) fn take_first(
+        &self,
+        joined: &mut Joined,
+        lease: &dyn Lease,
+    ) -> Result<Option<Writer>, NodeError> {
+        if !self.options.candidate {
+            return Ok(None);
+        }
+        lease.want(Want::Hold { after: joined.head.epoch() });
         let mut said = None;
         loop {
-            let standing = lease.wait(GLANCE, &mut |standing| standing.holder.this().is_some());
-            if let Some(epoch) = standing.as_ref().and_then(|standing| standing.holder.this()) {
-                self.service.update(|parts| parts.waiting_for = None);
-                return Ok(epoch);
-            }
+            let settled = |standing: &Standing| match standing.holder {
+                Holder::This { .. } | Holder::Other { .. } => true,
+                Holder::Unknown | Holder::Nobody => false,
+            };
+            let standing = lease.wait(GLANCE, &mut |standing| settled(standing));
             if self.stopping() {
                 return Err(NodeError::Stopped);
             }
-            let why = reason(&lease.standing());
-            if said.as_ref() != Some(&why) {
-                tracing::info!("waiting for the lease: {why}");
-                self.service.update(|parts| parts.waiting_for = Some(format!("the lease: {why}")));
-                said = Some(why);
+            match standing.map(|standing| standing.holder) {
+                Some(Holder::This { epoch, .. }) => {
+                    self.service.update(|parts| parts.waiting_for = None);
+                    if let Some(writer) = self.take(joined, lease, epoch, How::Offline)? {
+                        return Ok(Some(writer));
+                    }
+                }
+                Some(_) => {
+                    self.service.update(|parts| parts.waiting_for = None);
+                    return Ok(None);
+                }
+                None => {
+                    let why = reason(&lease.standing());
+                    if said.as_ref() != Some(&why) {
+                        tracing::info!("waiting for the lease: {why}");
+                        self.service.update(|parts| parts.waiting_for = Some(format!("the lease: {why}")));
+                        said = Some(why);
+                    }
+                }
             }
         }
     }
@@ -114,9 +227,12 @@ impl Node {
         }
     }
 
-    /// Databases of which the archive has nothing, and whose first transactions are no
-    /// longer in the change log.
-    fn publish_wholes(&self, writer: &Writer, wholes: &[DbName]) -> Result<(), NodeError> {
+    fn publish_wholes(
+        &self,
+        writer: &Writer,
+        wholes: &[DbName],
+        give_up: GiveUp<'_>,
+    ) -> Result<(), NodeError> {
         for name in wholes {
             let Some(database) = self.store.database(name) else { continue };
             let Some(image) = database.image(self.store.dir())? else { continue };
@@ -129,7 +245,7 @@ impl Node {
                 |error: &dyn std::fmt::Display| NodeError::Align { db: name.clone(), why: error.to_string() };
             let set =
                 whole(name, &image, self.options.clock.now(), &style).map_err(|error| failed(&error))?;
-            self.persist(|| match writer.put(std::slice::from_ref(&set)) {
+            self.persist(give_up, || match writer.put(std::slice::from_ref(&set)) {
                 Ok(_) => Ok(Ok(())),
                 Err(PutError::Unreachable(error)) => Err(error.into()),
                 Err(PutError::Refused(error)) => Err(error),
@@ -140,9 +256,13 @@ impl Node {
         Ok(())
     }
 
-    /// Tries until it works, a failure that waiting cannot mend, or the node is told to
-    /// stop. Says so once.
-    fn persist<T>(&self, mut attempt: impl FnMut() -> Result<T, ArchiveError>) -> Result<T, NodeError> {
+    /// Tries until it works, a failure that waiting cannot mend, or there is no more
+    /// reason to. Says so once.
+    fn persist<T>(
+        &self,
+        give_up: GiveUp<'_>,
+        mut attempt: impl FnMut() -> Result<T, ArchiveError>,
+    ) -> Result<T, NodeError> {
         let mut pause = FIRST_PAUSE;
         let mut said = false;
         loop {
@@ -154,17 +274,17 @@ impl Node {
                     }
                     return Ok(value);
                 }
-                Err(ArchiveError::Cancelled) if self.stopping() => return Err(NodeError::Stopped),
+                Err(ArchiveError::Cancelled) if give_up() => return Err(NodeError::Stopped),
                 Err(error) if !waits(&error) => return Err(error.into()),
                 Err(error) => {
                     if !said {
-                        tracing::warn!(%error, "the archive cannot be used: waiting for it before serving");
+                        tracing::warn!(%error, "the archive cannot be used: waiting for it");
                         said = true;
                     }
                     self.service.update(|parts| parts.waiting_for = Some(error.to_string()));
                 }
             }
-            if self.stopping() {
+            if give_up() {
                 return Err(NodeError::Stopped);
             }
             self.store.commits().pause(pause);
@@ -179,13 +299,13 @@ fn reason(standing: &Standing) -> String {
         return trouble.clone();
     }
     match &standing.holder {
-        Holder::Other { member, epoch } => format!("{} holds it in epoch {epoch}", member.hostname),
+        Holder::Other { member, epoch, .. } => format!("{} holds it in epoch {epoch}", member.hostname),
         Holder::Unknown | Holder::Nobody | Holder::This { .. } => "asking for it".to_owned(),
     }
 }
 
 /// Whether waiting may mend it: the storage is out of reach, or upkeep took away what
 /// was about to be read.
-fn waits(error: &ArchiveError) -> bool {
+pub(super) fn waits(error: &ArchiveError) -> bool {
     error.is_transient() || error.is_outdated()
 }

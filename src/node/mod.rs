@@ -6,11 +6,14 @@
 mod align;
 mod encode;
 mod error;
+mod follow;
 mod images;
 mod import;
 mod join;
 mod options;
 mod publish;
+mod reign;
+mod roles;
 mod run;
 mod service;
 mod upkeep;

@@ -18,6 +18,8 @@ pub enum OnUnreachable {
     /// Wait for it, and say so.
     #[default]
     Wait,
+    /// Serve reads from what is here; never take the lease before it answers.
+    ServeStale,
 }
 
 /// Who decides which node writes.
@@ -59,6 +61,10 @@ pub struct NodeOptions {
     pub advertise_url: Option<String>,
     /// Whether it may become primary.
     pub candidate: bool,
+    /// Whether it asks the primary for the lease once it stands at the head.
+    pub promote: bool,
+    /// It gives the lease away after so much time without a write; zero: never.
+    pub release_on_idle: Duration,
     /// Where the HTTP API listens, and its token.
     pub http: (SocketAddr, Option<String>),
     /// The commands to run.

@@ -90,6 +90,13 @@ impl Publisher {
     }
 }
 
+impl Publisher {
+    /// Goes on as before a drain that was not completed.
+    pub fn resume(&self) {
+        self.shared.hurry.store(false, Ordering::Release);
+    }
+}
+
 impl Drop for Publisher {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);

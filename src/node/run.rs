@@ -1,42 +1,36 @@
 //! Running a node: the order in which its parts come up and go down.
 //!
 //! Up: data directory recovered, API answering, archive's head read, every database
-//! aligned with it, lease held, log sealed, mounted, publisher, commands. Down, in
-//! reverse: commands, mount, drain to the archive, lease, checkpoint. A signal in any
-//! phase leads to the way down from there. A node that lost the lease goes down, too,
-//! and starts over: what it could not publish is parked then.
+//! aligned with it, lease asked for, mounted as primary or as replica, commands. Down,
+//! in reverse: commands, mount, drain to the archive, lease, checkpoint. A signal in any
+//! phase leads to the way down from there. Roles change in between (`roles`), without
+//! the mount going.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::archive::{Occasion, PutError, Writer};
 use crate::exec::{self, Supervisor};
 use crate::fuse::{Mount, Unmounted};
-use crate::lease::{self, Lease, Member, StaticLease, StorageLease, StorageLeaseOptions, Want};
+use crate::lease::{Lease, Want};
 use crate::object::{Counted, ObjectStore};
 use crate::peer::{Event, Events, Server, ServerOptions, TxData, serve};
-use crate::store::{LogRetention, Role, Store, StoreOptions};
-use crate::words::{Epoch, NodeId};
+use crate::store::{Role, Store, StoreOptions};
+use crate::words::NodeId;
 
-use super::images::Images;
-use super::publish::{Publisher, Setup};
+use super::follow::Following;
+use super::reign::Reign;
+use super::roles::{Reply, Waiting};
 use super::service::{NodeService, Parts, Stage};
-use super::upkeep::{Poke, Upkeep};
-use super::{LeaseChoice, NodeError, NodeOptions};
-
-/// How often a node that waits for the lease looks at it, at most.
-const LONGEST_POLL: Duration = Duration::from_secs(2);
+use super::upkeep::Poke;
+use super::{NodeError, NodeOptions};
 
 /// How long a stop waits for the storage to know that the lease is free: if it does
 /// not, others wait for the term to end.
-const RELEASE: Duration = Duration::from_secs(3);
-
-/// Longer than any term: whatever happens to a lease wakes who waits for it.
-const A_LONG_TIME: Duration = Duration::from_secs(1 << 30);
+pub(super) const RELEASE: Duration = Duration::from_secs(3);
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,13 +41,22 @@ pub enum Outcome {
     Rejoin,
 }
 
-/// What ends a running node, or is passed on.
-enum Notice {
+/// What a running node is to act on.
+pub(super) enum Notice {
     Signal(i32),
     Exec(exec::Ended),
     Unmounted,
     Failed(NodeError),
-    LeaseLost,
+    /// The lease stands otherwise than before.
+    Lease,
+    /// A replica that had to start without the archive stands at its head.
+    AtHead,
+    /// Someone wants this node to be the primary.
+    Promote(Reply),
+    /// Someone wants the node of this id to be the primary.
+    Handoff(NodeId, Reply),
+    /// An application is about to write, or may be.
+    Wanted,
 }
 
 /// Runs a node until it is told to stop or cannot go on. The exit code is that of the
@@ -62,7 +65,8 @@ pub fn run(options: NodeOptions) -> Result<Outcome, NodeError> {
     let (notices, inbox) = mpsc::channel();
     let stop = Arc::new(AtomicBool::new(false));
     listen_for_signals(notices.clone(), Arc::clone(&stop))?;
-    let node = Node::open(options, notices, stop)?;
+    raise_file_limit();
+    let node = Arc::new(Node::open(options, notices, stop)?);
     let result = node.serve(&inbox);
     node.close(result)
 }
@@ -87,18 +91,34 @@ pub(super) struct Node {
     pub(super) options: NodeOptions,
     pub(super) store: Arc<Store>,
     pub(super) service: Arc<NodeService>,
-    server: Server,
-    notices: mpsc::Sender<Notice>,
+    pub(super) notices: mpsc::Sender<Notice>,
+    pub(super) poke: Poke,
+    server: Mutex<Option<Server>>,
     stop: Arc<AtomicBool>,
-    poke: Poke,
 }
 
 /// The parts of a node that serves.
-struct Serving {
+pub(super) struct Serving {
+    pub(super) lease: Arc<dyn Lease>,
+    pub(super) part: Part,
+    pub(super) waiting: Waiting,
     mount: Arc<Mount>,
-    publisher: Arc<Publisher>,
-    upkeep: Upkeep,
-    supervisor: Option<Supervisor>,
+    exec: Exec,
+}
+
+/// What a node does in its cluster.
+pub(super) enum Part {
+    Primary(Reign),
+    Replica(Following),
+    /// On the way from one to the other, or down.
+    None,
+}
+
+/// The commands: not before it is settled what this node is.
+enum Exec {
+    Waiting,
+    Running(Supervisor),
+    None,
 }
 
 impl Node {
@@ -130,13 +150,16 @@ impl Node {
             mount_path: options.mount.dir.clone(),
             hostname: options.hostname.clone(),
             candidate: options.candidate,
+            fixed_lease: matches!(options.lease, super::LeaseChoice::Static),
             started: options.clock.now(),
             events: Events::new(),
             parts: RwLock::new(Parts::default()),
             imports: AtomicU64::new(0),
+            notices: notices.clone(),
         });
         let (addr, token) = options.http.clone();
         let server = serve(ServerOptions::new(addr, token), Arc::clone(&service) as _)?;
+        let server = Mutex::new(Some(server));
         Ok(Node { options, store, service, server, notices, stop, poke: Poke::default() })
     }
 
@@ -145,91 +168,59 @@ impl Node {
     }
 
     /// From the archive's head to the end of service.
-    fn serve(&self, inbox: &mpsc::Receiver<Notice>) -> Result<Outcome, NodeError> {
+    fn serve(self: &Arc<Node>, inbox: &mpsc::Receiver<Notice>) -> Result<Outcome, NodeError> {
         let lease = self.lease()?;
         let result = self.serve_with(&lease, inbox);
         // Nothing of this node is under way any more: the next one may begin.
-        self.release(lease.as_ref());
+        lease.want(Want::Nothing);
+        lease.wait(RELEASE, &mut |standing| !standing.busy);
         result
     }
 
-    fn lease(&self) -> Result<Arc<dyn Lease>, NodeError> {
-        let member = Member {
-            node: self.store.node_id(),
-            hostname: self.options.hostname.clone(),
-            advertise_url: self.options.advertise_url.clone(),
-        };
-        Ok(match &self.options.lease {
-            LeaseChoice::Static => Arc::new(StaticLease::primary()),
-            LeaseChoice::Storage { store, ttl } => {
-                let (poll, clock) = ((*ttl / 15).min(LONGEST_POLL), Arc::clone(&self.options.clock));
-                let options = StorageLeaseOptions { member, ttl: *ttl, poll, clock };
-                let lease = StorageLease::new(Arc::clone(store), options);
-                Arc::new(lease.map_err(NodeError::io("starting the lease"))?)
-            }
-        })
-    }
-
-    fn is_static(&self) -> bool {
-        matches!(self.options.lease, LeaseChoice::Static)
-    }
-
-    /// Gives the lease back, and waits for the storage to know, for a moment.
-    fn release(&self, lease: &dyn Lease) {
-        lease.want(Want::Nothing);
-        lease.wait(RELEASE, &mut |standing| !standing.busy);
-    }
-
     fn serve_with(
-        &self,
+        self: &Arc<Node>,
         lease: &Arc<dyn Lease>,
         inbox: &mpsc::Receiver<Notice>,
     ) -> Result<Outcome, NodeError> {
-        let writer = Arc::new(self.join(lease.as_ref())?);
-        self.service.update(|parts| parts.writer = Some(Arc::clone(&writer)));
-        self.watch_lease(lease, writer.epoch())?;
-        let serving = self.begin(&writer)?;
-        let result = self.attend(&serving, inbox);
-        self.end(serving, result)
-    }
-
-    /// Steps down at the moment at which the lease is not this node's any more.
-    fn watch_lease(&self, lease: &Arc<dyn Lease>, epoch: Epoch) -> Result<(), NodeError> {
-        let (lease, store, notices) = (Arc::clone(lease), Arc::clone(&self.store), self.notices.clone());
-        let watch = move || {
-            let mut lost = |standing: &lease::Standing| standing.holder.this() != Some(epoch);
-            while lease.wait(A_LONG_TIME, &mut lost).is_none() {}
-            store.set_role(Role::Replica { primary: None });
-            // The node may have ended already.
-            let _ = notices.send(Notice::LeaseLost);
+        let mut joined = self.join()?;
+        let writer = match &mut joined {
+            Some(joined) => self.take_first(joined, lease.as_ref())?,
+            None => None,
         };
-        let thread = std::thread::Builder::new().name("litefs-step-down".to_owned());
-        thread.spawn(watch).map(drop).map_err(NodeError::io("watching the lease"))
-    }
-
-    /// Mounts, takes the role, starts what runs beside.
-    fn begin(&self, writer: &Arc<Writer>) -> Result<Serving, NodeError> {
         if self.stopping() {
             return Err(NodeError::Stopped);
         }
-        self.store.set_role(Role::Primary);
-        let notices = self.notices.clone();
-        let ended = move || drop(notices.send(Notice::Unmounted));
-        let mount = Arc::new(Mount::start(&self.options.mount, Arc::clone(&self.store), ended)?);
-        let publisher = Arc::new(self.start_publisher(writer)?);
-        let upkeep = self.start_upkeep(writer)?;
+        self.tell_of_commits();
+        self.store.set_role(match writer {
+            Some(_) => Role::Primary,
+            None => Role::Replica { primary: None },
+        });
+        self.watch_lease(lease, writer.as_ref().map(|writer| writer.epoch()))?;
+        let mount = self.mount()?;
+        let part = match writer {
+            Some(writer) => Part::Primary(self.begin_reign(writer)?),
+            None => Part::Replica(self.begin_following(lease, joined)?),
+        };
+        let exec = if self.options.exec.is_empty() { Exec::None } else { Exec::Waiting };
+        let waiting = Waiting::default();
+        let mut serving = Serving { lease: Arc::clone(lease), part, waiting, mount, exec };
         self.service.update(|parts| {
             parts.stage = Stage::Serving;
-            parts.mount = Some(Arc::clone(&mount));
-            parts.publisher = Some(Arc::clone(&publisher));
+            parts.mount = Some(Arc::clone(&serving.mount));
         });
-        tracing::info!(dir = %mount.dir().display(), passthrough = mount.passthrough(), "serving");
-        let supervisor = self.start_exec()?;
-        Ok(Serving { mount, publisher, upkeep, supervisor })
+        let (mount, role) = (&serving.mount, self.store.role());
+        tracing::info!(dir = %mount.dir().display(), passthrough = mount.passthrough(), ?role, "serving");
+        let result = self.aspire(&mut serving).and_then(|()| self.attend(&mut serving, inbox));
+        self.end(serving, result)
     }
 
-    fn start_publisher(&self, writer: &Arc<Writer>) -> Result<Publisher, NodeError> {
-        let (poke, notices) = (self.poke.clone(), self.notices.clone());
+    fn mount(&self) -> Result<Arc<Mount>, NodeError> {
+        let notices = self.notices.clone();
+        let ended = move || drop(notices.send(Notice::Unmounted));
+        Ok(Arc::new(Mount::start(&self.options.mount, Arc::clone(&self.store), ended)?))
+    }
+
+    fn tell_of_commits(&self) {
         let events = self.service.events.clone();
         self.store.commits().watch(move |commit| {
             if events.listeners() > 0 {
@@ -246,86 +237,77 @@ impl Node {
                 });
             }
         });
-        Publisher::start(Setup {
-            store: Arc::clone(&self.store),
-            writer: Arc::clone(writer),
-            interval: self.options.sync_interval,
-            codec: self.options.archive.codec,
-            node: self.store.node_id(),
-            after_put: Box::new(move || poke.poke()),
-            on_end: Box::new(move |error| drop(notices.send(Notice::Failed(error.into())))),
-        })
-        .map_err(NodeError::io("starting the publisher"))
+        let notices = self.notices.clone();
+        self.store.on_wanted(move || drop(notices.send(Notice::Wanted)));
     }
 
-    fn start_upkeep(&self, writer: &Arc<Writer>) -> Result<Upkeep, NodeError> {
-        let (store, writer) = (Arc::clone(&self.store), Arc::clone(writer));
-        let (retention, notices): (LogRetention, _) = (self.options.log_retention, self.notices.clone());
-        Upkeep::start(self.poke.clone(), move || {
-            if let Err(error) = store.keep_log(retention) {
-                tracing::warn!(%error, "upkeep of the change log failed: tried again after the next commit");
-            }
-            match writer.upkeep(Occasion::Running, &Images(&store)) {
-                Ok(_) => {}
-                Err(error @ PutError::Fenced { .. }) => drop(notices.send(Notice::Failed(error.into()))),
-                Err(error) => {
-                    tracing::warn!(%error, "upkeep of the archive failed: tried again after the next commit")
-                }
-            }
-        })
-        .map_err(NodeError::io("starting the upkeep"))
-    }
-
-    fn start_exec(&self) -> Result<Option<Supervisor>, NodeError> {
-        if self.options.exec.is_empty() {
-            return Ok(None);
+    /// Starts the commands once it is settled what this node is.
+    fn start_exec(&self, serving: &mut Serving) -> Result<(), NodeError> {
+        if !matches!(serving.exec, Exec::Waiting) || !self.settled(serving) {
+            return Ok(());
         }
         let (store, candidate, notices) =
             (Arc::clone(&self.store), self.options.candidate, self.notices.clone());
         let standing = move || exec::Standing { candidate, primary: store.role() == Role::Primary };
         let ended = move |ended| drop(notices.send(Notice::Exec(ended)));
-        Supervisor::start(self.options.exec.clone(), standing, ended)
-            .map(Some)
-            .map_err(NodeError::io("starting the commands"))
+        let supervisor = Supervisor::start(self.options.exec.clone(), standing, ended)
+            .map_err(NodeError::io("starting the commands"))?;
+        serving.exec = Exec::Running(supervisor);
+        Ok(())
     }
 
     /// Waits for what ends the node.
-    fn attend(&self, serving: &Serving, inbox: &mpsc::Receiver<Notice>) -> Result<Outcome, NodeError> {
-        while let Ok(notice) = inbox.recv() {
-            match notice {
-                Notice::Signal(SIGTERM | SIGINT | SIGQUIT) => {
-                    tracing::info!("asked to stop");
-                    return Ok(Outcome::Exit(0));
-                }
-                Notice::Signal(signal) => {
-                    if let Some(supervisor) = &serving.supervisor {
-                        supervisor.forward(signal);
-                    }
-                }
-                Notice::Exec(exec::Ended::Code(code)) => {
-                    tracing::info!(code, "the commands have ended: stopping");
-                    return Ok(Outcome::Exit(code));
-                }
-                Notice::Exec(exec::Ended::Idle) => {}
-                Notice::Unmounted => {
-                    tracing::warn!("the mount was unmounted from outside: stopping");
-                    return Ok(Outcome::Exit(0));
-                }
-                Notice::Failed(NodeError::Put(PutError::Fenced { by })) if !self.is_static() => {
-                    tracing::error!(%by, "another node writes the archive now: starting over as a replica");
-                    return Ok(Outcome::Rejoin);
-                }
-                Notice::Failed(NodeError::Put(PutError::Fenced { by })) => {
-                    return Err(NodeError::NotAlone { by });
-                }
-                Notice::Failed(error) => return Err(error),
-                Notice::LeaseLost => {
-                    tracing::error!("the lease ran out or was taken over: starting over as a replica");
-                    return Ok(Outcome::Rejoin);
-                }
+    fn attend(
+        self: &Arc<Node>,
+        serving: &mut Serving,
+        inbox: &mpsc::Receiver<Notice>,
+    ) -> Result<Outcome, NodeError> {
+        loop {
+            self.start_exec(serving)?;
+            let notice = match self.rest_due(serving) {
+                None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+                Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
+            };
+            let ended = match notice {
+                Ok(notice) => self.act(serving, notice)?,
+                Err(mpsc::RecvTimeoutError::Timeout) => self.rest(serving)?,
+                Err(mpsc::RecvTimeoutError::Disconnected) => Some(Outcome::Exit(0)),
+            };
+            if let Some(outcome) = ended {
+                return Ok(outcome);
             }
         }
-        Ok(Outcome::Exit(0))
+    }
+
+    /// Acts on a notice; how the node ends, if it does.
+    fn act(self: &Arc<Node>, serving: &mut Serving, notice: Notice) -> Result<Option<Outcome>, NodeError> {
+        match notice {
+            Notice::Signal(SIGTERM | SIGINT | SIGQUIT) => {
+                tracing::info!("asked to stop");
+                return Ok(Some(Outcome::Exit(0)));
+            }
+            Notice::Signal(signal) => {
+                if let Exec::Running(supervisor) = &serving.exec {
+                    supervisor.forward(signal);
+                }
+            }
+            Notice::Exec(exec::Ended::Code(code)) => {
+                tracing::info!(code, "the commands have ended: stopping");
+                return Ok(Some(Outcome::Exit(code)));
+            }
+            Notice::Exec(exec::Ended::Idle) => {}
+            Notice::Unmounted => {
+                tracing::warn!("the mount was unmounted from outside: stopping");
+                return Ok(Some(Outcome::Exit(0)));
+            }
+            Notice::Failed(error) => return self.failed(serving, error),
+            Notice::Lease => return self.follow_lease(serving),
+            Notice::AtHead => self.aspire(serving)?,
+            Notice::Promote(reply) => self.promote(serving, reply),
+            Notice::Handoff(to, reply) => return self.handoff(serving, to, &reply),
+            Notice::Wanted => self.wanted(serving),
+        }
+        Ok(None)
     }
 
     /// The way down: nobody writes any more, everything goes to the archive.
@@ -337,12 +319,20 @@ impl Node {
             parts.mount = None;
         });
         let mut code = result;
-        if let Some(supervisor) = serving.supervisor {
+        if let Exec::Running(supervisor) = serving.exec {
             let ended = supervisor.stop(left() / 2);
             if let (Ok(Outcome::Exit(0)), exec::Ended::Code(ended)) = (&code, ended) {
                 code = Ok(Outcome::Exit(ended));
             }
         }
+        // Before the mount, of which it is a client.
+        let part = match serving.part {
+            Part::Replica(following) => {
+                drop(following);
+                Part::None
+            }
+            part => part,
+        };
         match serving.mount.unmount(left() / 4) {
             Ok(Unmounted::Forced) => self.fence(),
             Ok(Unmounted::Clean | Unmounted::Before) => {}
@@ -354,14 +344,26 @@ impl Node {
                 tracing::error!(db = %database.name(), %error, "the last transactions could not be captured: they are in its files, and are captured at the next start");
             }
         }
-        let drained = is_ours(&code) && serving.publisher.drain(left());
-        let standing = serving.publisher.standing();
-        if drained {
-            self.compact(left());
+        match part {
+            Part::Primary(reign) => self.drain(reign, code, deadline),
+            Part::Replica(_) | Part::None => code,
         }
-        self.service.update(|parts| parts.publisher = None);
-        drop(serving.publisher);
-        drop(serving.upkeep);
+    }
+
+    /// What the archive lacks goes there.
+    fn drain(
+        &self,
+        reign: Reign,
+        code: Result<Outcome, NodeError>,
+        deadline: Instant,
+    ) -> Result<Outcome, NodeError> {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let drained = is_ours(&code) && reign.publisher.drain(left());
+        let standing = reign.publisher.standing();
+        if drained {
+            self.compact(&reign, left());
+        }
+        self.end_reign(reign);
         let count = self.store.commits().unpublished();
         if matches!(code, Ok(Outcome::Exit(_))) && !drained && count > 0 {
             return Err(NodeError::Unarchived {
@@ -383,20 +385,12 @@ impl Node {
         }
     }
 
-    /// Compacts the session's tail, so that the next cold start reads almost nothing.
-    fn compact(&self, patience: Duration) {
-        let Some(writer) = self.service.parts(|parts| parts.writer.clone()) else { return };
-        if patience < Duration::from_secs(1) {
-            return;
-        }
-        if let Err(error) = writer.upkeep(Occasion::Stopping, &Images(&self.store)) {
-            tracing::warn!(%error, "the archive's tail was not compacted: the next start reads more, nothing is lost");
-        }
-    }
-
-    fn close(self, result: Result<Outcome, NodeError>) -> Result<Outcome, NodeError> {
+    fn close(&self, result: Result<Outcome, NodeError>) -> Result<Outcome, NodeError> {
         let saved = self.store.checkpoint();
-        self.server.stop(Duration::from_secs(2));
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(server) = server {
+            server.stop(Duration::from_secs(2));
+        }
         let code = match result {
             Err(NodeError::Stopped) => Ok(Outcome::Exit(0)),
             result => result,
@@ -408,6 +402,16 @@ impl Node {
 /// Whether the archive is still this node's to write.
 fn is_ours(result: &Result<Outcome, NodeError>) -> bool {
     !matches!(result, Ok(Outcome::Rejoin) | Err(NodeError::Put(_) | NodeError::NotAlone { .. }))
+}
+
+/// Hundreds of databases have several files each; the soft limit is often 1024.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
 }
 
 fn boot_id() -> Result<String, NodeError> {

@@ -5,20 +5,27 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::time::Duration;
 
 use crate::archive::Writer;
 use crate::db::Database;
 use crate::fuse::Mount;
+use crate::lease::Member;
 use crate::object::{Counted, ObjectStore, Totals};
 use crate::peer::{
     ArchiveState, ArchiveStatus, DatabaseStatus, Events, Export, Health, Info, MountStatus, Primary, Role,
     Service, ServiceError, Status, Subscription,
 };
 use crate::store::{self, Store};
-use crate::words::{DbName, Pos, Timestamp};
+use crate::words::{DbName, NodeId, Pos, Timestamp};
 
 use super::publish::{Publisher, Standing};
+use super::roles::Reply;
+use super::run::Notice;
+
+/// How long a change of the primary is waited for.
+const CHANGE: Duration = Duration::from_secs(60);
 
 /// The parts that come up one after the other.
 #[derive(Default)]
@@ -29,6 +36,10 @@ pub(super) struct Parts {
     pub mount: Option<Arc<Mount>>,
     /// Why the node waits, while it starts.
     pub waiting_for: Option<String>,
+    /// The primary, where it is another node and known.
+    pub primary: Option<Member>,
+    /// Serving what was here at the start: the archive could not be read since.
+    pub stale: bool,
 }
 
 /// How far the node is.
@@ -47,10 +58,13 @@ pub(super) struct NodeService {
     pub mount_path: PathBuf,
     pub hostname: String,
     pub candidate: bool,
+    /// The configuration alone says which node is the primary.
+    pub fixed_lease: bool,
     pub started: Timestamp,
     pub events: Events,
     pub parts: RwLock<Parts>,
     pub imports: AtomicU64,
+    pub notices: mpsc::Sender<Notice>,
 }
 
 impl NodeService {
@@ -121,14 +135,31 @@ impl NodeService {
     }
 }
 
+impl NodeService {
+    /// Asks the node to change its role, and waits until it has.
+    fn request(&self, notice: impl FnOnce(Reply) -> Notice) -> Result<(), ServiceError> {
+        if self.parts(|parts| parts.stage) != Stage::Serving {
+            return Err(ServiceError::NotReady("the node is starting or stopping".to_owned()));
+        }
+        let (reply, answer) = mpsc::sync_channel(1);
+        let stopping = || ServiceError::NotReady("the node is stopping".to_owned());
+        self.notices.send(notice(reply)).map_err(|_| stopping())?;
+        match answer.recv_timeout(CHANGE) {
+            Ok(answer) => answer,
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(stopping()),
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(ServiceError::NotReady(match self.primary() {
+                Some(primary) => format!("{primary} still holds the lease; stop it, or try again"),
+                None => "the lease could not be had yet; see the log".to_owned(),
+            })),
+        }
+    }
+}
+
 impl Service for NodeService {
     fn info(&self) -> Info {
-        let primary = match self.store.role() {
-            store::Role::Replica { primary: Some(hostname) } => {
-                Some(Primary { hostname, advertise_url: None })
-            }
-            store::Role::Primary | store::Role::Replica { primary: None } => None,
-        };
+        let primary = self.parts(|parts| parts.primary.clone());
+        let primary =
+            primary.map(|Member { hostname, advertise_url, .. }| Primary { hostname, advertise_url });
         Info {
             cluster: self.store.cluster(),
             node: self.store.node_id(),
@@ -167,7 +198,13 @@ impl Service for NodeService {
     fn health(&self) -> Health {
         let stage = self.parts(|parts| parts.stage);
         match stage {
-            Stage::Serving => Health::Ready,
+            Stage::Serving => match self.parts(|parts| parts.stale.then(|| parts.waiting_for.clone())) {
+                None => Health::Ready,
+                Some(why) => Health::NotReady(format!(
+                    "the node serves what it had when it started: {}",
+                    why.as_deref().unwrap_or("its archive cannot be read")
+                )),
+            },
             Stage::Stopping => Health::NotReady("the node is stopping".to_owned()),
             Stage::Starting => Health::NotReady(match self.parts(|parts| parts.waiting_for.clone()) {
                 Some(why) => format!("the node waits for its archive: {why}"),
@@ -215,18 +252,31 @@ impl Service for NodeService {
     }
 
     fn promote(&self) -> Result<(), ServiceError> {
-        match self.store.role() {
-            store::Role::Primary => Ok(()),
-            _ => Err(ServiceError::NotReady("this node does not hold the lease yet".to_owned())),
+        if self.store.role() == store::Role::Primary {
+            return Ok(());
         }
+        if !self.candidate {
+            return Err(ServiceError::NotSupported(
+                "this node may not become the primary (lease.candidate = false)".to_owned(),
+            ));
+        }
+        self.request(Notice::Promote)
     }
 
-    fn handoff(&self, _node: &str) -> Result<(), ServiceError> {
-        Err(ServiceError::NotSupported(
-            "this version cannot hand the lease over: stop this node, and another candidate has it at once (with \
-             lease.type = \"static\" the configuration alone decides)"
-                .to_owned(),
-        ))
+    fn handoff(&self, node: &str) -> Result<(), ServiceError> {
+        if self.store.role() != store::Role::Primary {
+            return Err(ServiceError::NotPrimary { primary: self.primary() });
+        }
+        if self.fixed_lease {
+            return Err(ServiceError::NotSupported(
+                "with lease.type = \"static\" the configuration alone decides which node is the primary"
+                    .to_owned(),
+            ));
+        }
+        let to: NodeId = node.parse().map_err(|_| {
+            ServiceError::BadInput(format!("{node:?} is no node id: `litefs status` on that node says it"))
+        })?;
+        self.request(|reply| Notice::Handoff(to, reply))
     }
 
     fn subscribe(&self) -> Subscription {

@@ -38,6 +38,7 @@ impl Upkeep {
     /// Runs `work` each time it is poked.
     pub fn start(poke: Poke, mut work: impl FnMut() + Send + 'static) -> std::io::Result<Upkeep> {
         let shared = Arc::clone(&poke.0);
+        shared.state.lock().unwrap_or_else(PoisonError::into_inner).stop = false;
         let run = move || {
             loop {
                 let state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::db::{CommitListener, Committed, Place, ScannedChange};
 use crate::words::DbName;
@@ -15,6 +15,8 @@ struct Queue {
     taken: VecDeque<Committed>,
     captured: u64,
     woken: u64,
+    /// When the last was captured.
+    last: Option<Instant>,
 }
 
 /// Captured transactions that wait to be published, in commit order.
@@ -40,10 +42,15 @@ impl CommitListener for Commits {
         let first = queue.waiting.is_empty();
         queue.waiting.push_back(committed);
         queue.captured += 1;
+        queue.last = Some(Instant::now());
         drop(queue);
         if first {
             self.arrived.notify_all();
         }
+    }
+
+    fn applied(&self, committed: Committed) {
+        self.lock().waiting.push_back(committed);
     }
 }
 
@@ -129,6 +136,20 @@ impl Commits {
     pub fn published(&self) {
         self.lock().taken.clear();
         self.emptied.notify_all();
+    }
+
+    /// What was taken was not published: it waits again.
+    pub fn give_back(&self) {
+        let mut queue = self.lock();
+        let taken = std::mem::take(&mut queue.taken);
+        for commit in taken.into_iter().rev() {
+            queue.waiting.push_front(commit);
+        }
+    }
+
+    /// When the last transaction was captured, if any was since the start.
+    pub fn last(&self) -> Option<Instant> {
+        self.lock().last
     }
 
     /// How many are not published.

@@ -16,14 +16,14 @@ pub use upkeep::LogRetention;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::db::{
-    ChangeLog, Database, DbError, FileKind, LogError, LogOptions, OwnMount, Parked, Place, Scanned, Shared,
-    Since, Tail, replace_file,
+    ChangeLog, Database, DbError, FileKind, LogError, LogOptions, OwnMount, Parked, Paused, Place, Scanned,
+    Shared, Since, Tail, replace_file,
 };
 use crate::words::{Clock, ClusterId, DbName, Faults, NodeId};
 
@@ -127,6 +127,7 @@ pub struct Store {
     databases: RwLock<BTreeMap<DbName, Arc<Database>>>,
     node: Mutex<NodeFile>,
     role: RwLock<Role>,
+    on_wanted: OnceLock<Box<dyn Fn() + Send + Sync>>,
     _lock: File,
 }
 
@@ -152,6 +153,7 @@ impl Store {
             databases: RwLock::default(),
             node: Mutex::new(NodeFile { boot: options.boot_id, ..node }),
             role: RwLock::default(),
+            on_wanted: OnceLock::new(),
             _lock: lock,
         };
         store.recover(scanned, since)?;
@@ -301,10 +303,32 @@ impl Store {
         *self.role.write().unwrap_or_else(PoisonError::into_inner) = role;
     }
 
+    /// Sets who is told when an application opens a database for writing and may not
+    /// write, once; must return at once.
+    pub fn on_wanted(&self, told: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_wanted.set(Box::new(told));
+    }
+
+    /// An application opens a database for writing, or tries to begin a transaction.
+    pub fn wanted(&self) {
+        if !self.shared.writable()
+            && let Some(told) = self.on_wanted.get()
+        {
+            told();
+        }
+    }
+
     /// Keeps applications from writing to any database, and captures what they wrote;
     /// waits up to `patience` for each that is being written.
     pub fn hold_writers(&self, patience: Duration) -> Result<(), DbError> {
         self.databases().iter().try_for_each(|database| database.hold_writers(patience))
+    }
+
+    /// Makes applications that want to write to any database wait, and captures what
+    /// they wrote, until [`Store::release_writers`] is called, or what is returned is
+    /// dropped and the role another; waits up to `patience` for each that is writing.
+    pub fn pause_writers(&self, patience: Duration) -> Result<Vec<Paused>, DbError> {
+        self.databases().iter().map(|database| database.pause_writers(patience)).collect()
     }
 
     /// Lets applications write again.

@@ -27,6 +27,8 @@ pub struct Settings {
     pub log: &'static str,
     /// The lines of `[lease]`.
     pub lease: &'static str,
+    /// More lines of `[storage]`.
+    pub storage: String,
     /// More lines of litefs.toml, appended.
     pub more: String,
     /// Environment of the process, such as LITEFS_FAULTS.
@@ -43,6 +45,7 @@ impl Default for Settings {
             sync_interval: "20ms",
             log: "debug",
             lease: "type = \"static\"",
+            storage: String::new(),
             more: String::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
@@ -56,8 +59,10 @@ pub struct Node {
     base: PathBuf,
     data: PathBuf,
     archive: PathBuf,
+    url: Option<String>,
     pub settings: Settings,
     addr: SocketAddr,
+    advertised: bool,
     child: Option<Running>,
     starts: u32,
 }
@@ -75,8 +80,10 @@ impl Node {
             base: base.to_path_buf(),
             data: base.join("data"),
             archive: base.join("archive"),
+            url: None,
             settings,
             addr: free_addr(),
+            advertised: false,
             child: None,
             starts: 0,
         };
@@ -93,6 +100,18 @@ impl Node {
     /// Another archive directory than `base/archive`.
     pub fn with_archive(mut self, archive: &Path) -> Node {
         self.archive = archive.to_path_buf();
+        self
+    }
+
+    /// An archive that is no directory.
+    pub fn with_archive_url(mut self, url: &str) -> Node {
+        self.url = Some(url.to_owned());
+        self
+    }
+
+    /// Tells other nodes where its API is.
+    pub fn advertised(mut self) -> Node {
+        self.advertised = true;
         self
     }
 
@@ -118,7 +137,7 @@ impl Node {
 
     /// Its archive's address.
     pub fn archive_url(&self) -> String {
-        format!("file://{}", self.archive.display())
+        self.url.clone().unwrap_or_else(|| format!("file://{}", self.archive.display()))
     }
 
     /// Its configuration file.
@@ -139,12 +158,17 @@ impl Node {
 
     /// Writes its configuration file.
     pub fn write_config(&self) {
-        let Settings { passthrough, allow_other, sync_interval, log, lease, more, .. } = &self.settings;
+        let Settings { passthrough, allow_other, sync_interval, log, lease, storage, more, .. } =
+            &self.settings;
+        let advertise = match self.advertised {
+            true => format!("advertise-url = \"http://{}\"\n", self.addr),
+            false => String::new(),
+        };
         let text = format!(
             "[fuse]\ndir = {:?}\nallow-other = {allow_other}\npassthrough = \"{}\"\n\
              [data]\ndir = {:?}\n\
-             [storage]\nurl = \"{}\"\nsync-interval = \"{sync_interval}\"\n\
-             [lease]\n{lease}\n\
+             [storage]\nurl = \"{}\"\nsync-interval = \"{sync_interval}\"\n{storage}\n\
+             [lease]\n{lease}\n{advertise}\
              [http]\naddr = \"{}\"\n\
              [log]\nlevel = \"{log}\"\n{more}",
             self.mount(),
@@ -220,6 +244,22 @@ impl Node {
         ended
     }
 
+    /// Waits until it is the primary; `Err` if it ended first.
+    pub fn wait_primary(&mut self) -> Result<(), Option<i32>> {
+        self.wait_ready()?;
+        self.wait_role("primary");
+        Ok(())
+    }
+
+    /// Waits until it serves in this role.
+    pub fn wait_role(&self, role: &str) {
+        wait_for(&format!("the node is {role}"), || {
+            let reply = api::request(self.addr, "GET", "/status", b"").ok()?;
+            let status: Value = serde_json::from_slice(&reply.body).ok()?;
+            (status["role"] == role).then_some(())
+        });
+    }
+
     /// Waits until the process ends by itself.
     pub fn wait_end(&mut self) -> ExitStatus {
         let mut running = self.child.take().expect("a node that runs");
@@ -233,6 +273,11 @@ impl Node {
     /// A request to its API.
     pub fn get(&self, path: &str) -> api::Reply {
         api::request(self.addr, "GET", path, b"").unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// A request to its API that changes something.
+    pub fn post(&self, path: &str) -> api::Reply {
+        api::request(self.addr, "POST", path, b"").unwrap_or_else(|error| panic!("POST {path}: {error}"))
     }
 
     /// Its API's address.

@@ -64,6 +64,7 @@ impl Database {
         if self.pos() != set.from {
             self.build_applied(&self.lock(), set, None)?;
         }
+        let _hidden = (own.is_some() && !self.exists()).then(|| self.hide());
         let mut alone = match own {
             Some(own) if self.exists() => Some(self.shut_out(own, hold, deadline)?),
             _ => None,
@@ -187,7 +188,7 @@ impl Database {
         }
         {
             let mut state = self.lock();
-            self.enter_applied(&mut state, &change, place, afresh);
+            self.enter_applied(&mut state, set, (&change, place, afresh));
             state.exists = true;
             state.file = Some(file);
             state.wal = None;
@@ -263,7 +264,7 @@ impl Database {
         change.encode(Kind::Change, &mut batch);
         let place = self.shared.log.append(&batch)?.first().copied().unwrap_or_default();
         self.shared.log.sync()?;
-        self.enter_applied(&mut state, &change, place, afresh);
+        self.enter_applied(&mut state, set, (&change, place, afresh));
         (state.exists, state.file, state.wal, state.wal_file, state.nonce, state.prepared) =
             (false, None, None, None, None, None);
         self.has_wal.store(false, Ordering::Release);

@@ -37,7 +37,7 @@ impl Database {
             if state.wal.as_ref().is_none_or(|track| track.header.salt != header.salt) {
                 state.wal = Some(WalTrack::new(header, header.start(), state.pages));
             }
-            self.enter_applied(&mut state, &change, place, afresh);
+            self.enter_applied(&mut state, set, (&change, place, afresh));
             if let Some(track) = &mut state.wal {
                 track.applied(end, commit, &pages);
             }

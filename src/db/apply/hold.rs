@@ -24,6 +24,11 @@ pub(in super::super) struct Hold {
     pub(super) writer: Writer,
 }
 
+/// Applications wait with their writes while this is there.
+pub struct Paused {
+    _reserved: Option<Box<dyn OwnFile>>,
+}
+
 impl Database {
     pub(super) fn hold(&self) -> MutexGuard<'_, Option<Hold>> {
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
@@ -44,6 +49,37 @@ impl Database {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Makes applications that want to write wait, by SQLite's own locks, and captures
+    /// what they wrote, until what is returned is dropped (rollback modes) or
+    /// [`Database::release_writers`] is called (WAL).
+    ///
+    /// # Errors
+    /// `Busy` if a writer goes on for longer than `patience`.
+    pub fn pause_writers(&self, patience: Duration) -> Result<Paused, DbError> {
+        let mut hold = self.hold();
+        let deadline = Instant::now() + patience;
+        let Some(own) = self.shared.own().filter(|_| hold.is_none() && self.exists()) else {
+            return Ok(Paused { _reserved: None });
+        };
+        if self.file_header()?.map(|header| header.journal_mode()) == Some(JournalMode::Wal) {
+            *hold = self.take_hold(&*own, deadline)?;
+            return Ok(Paused { _reserved: None });
+        }
+        let database = self.reserve(&*own, deadline)?;
+        self.capture()?;
+        Ok(Paused { _reserved: Some(database) })
+    }
+
+    /// The database with its lock for the one writer.
+    fn reserve(&self, own: &dyn OwnMount, deadline: Instant) -> Result<Box<dyn OwnFile>, DbError> {
+        let database = self.own_open(own, FileKind::Database, false)?;
+        let free = locks::lock_until(&*database, LockTo::Exclusive, RESERVED, deadline);
+        match free.map_err(DbError::io("lock", self.path(FileKind::Database)))? {
+            true => Ok(database),
+            false => Err(self.busy("an application is writing")),
         }
     }
 
@@ -81,14 +117,14 @@ impl Database {
 
     /// The hold of a database in WAL mode; nothing is held of another.
     pub(super) fn take_hold(&self, own: &dyn OwnMount, deadline: Instant) -> Result<Option<Hold>, DbError> {
-        let database = self.own_open(own, FileKind::Database, false)?;
-        let lock = || DbError::io("lock", self.path(FileKind::Database));
         let mode = self.file_header()?.map(|header| header.journal_mode());
         if mode != Some(JournalMode::Wal) {
-            let free = locks::lock_until(&*database, LockTo::Exclusive, RESERVED, deadline).map_err(lock())?;
+            let reserved = self.reserve(own, deadline).map(drop);
             self.capture()?;
-            return if free { Ok(None) } else { Err(self.busy("an application is writing")) };
+            return reserved.map(|()| None);
         }
+        let database = self.own_open(own, FileKind::Database, false)?;
+        let lock = || DbError::io("lock", self.path(FileKind::Database));
         if !locks::share(&*database, deadline).map_err(lock())? {
             return Err(self.busy("an application uses it in exclusive mode"));
         }

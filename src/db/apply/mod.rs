@@ -20,6 +20,7 @@ mod spool;
 mod writer;
 
 pub(super) use hold::Hold;
+pub use hold::Paused;
 
 use std::fs::{self, File};
 use std::io;
@@ -32,7 +33,7 @@ use super::database::{State, old_sum};
 use super::log::WalEnd;
 use super::recover::remove_if_there;
 use super::saved::sync_dir;
-use super::{Database, DbError, Goal, Place};
+use super::{Committed, Database, DbError, Goal, Place};
 use crate::sqlite::header::JournalMode;
 use crate::words::{Checksum, PageSum, Pgno, Pos, Timestamp};
 use spool::Spool;
@@ -44,6 +45,7 @@ pub struct LiveApply<'a> {
     from: Pos,
     goal: Goal,
     timestamp: Timestamp,
+    archived: bool,
     spool: Mutex<Spool>,
 }
 
@@ -54,11 +56,49 @@ impl Database {
     pub fn apply_live(&self, from: Pos, goal: Goal, timestamp: Timestamp) -> Result<LiveApply<'_>, DbError> {
         fs::create_dir_all(self.paths.dir()).map_err(DbError::io("create", self.paths.dir()))?;
         let spool = Mutex::new(Spool::new(self.paths.dir()));
-        Ok(LiveApply { database: self, from, goal, timestamp, spool })
+        Ok(LiveApply { database: self, from, goal, timestamp, archived: true, spool })
+    }
+}
+
+/// Applications do not get a database while this is there.
+pub struct Hidden<'a>(&'a Database);
+
+impl Drop for Hidden<'_> {
+    fn drop(&mut self) {
+        self.0.hidden.store(false, Ordering::Release);
+    }
+}
+
+impl Database {
+    /// Applications find no such file yet: one that arrives here is held before anyone
+    /// can write to it.
+    pub fn hide(&self) -> Hidden<'_> {
+        self.hidden.store(true, Ordering::Release);
+        Hidden(self)
+    }
+
+    /// Whether applications do not get it yet.
+    pub(crate) fn is_hidden(&self) -> bool {
+        self.hidden.load(Ordering::Acquire)
+    }
+
+    /// Says that the database file is a new one: the kernel forgets what it knew.
+    pub fn appears(&self) {
+        if let Some(own) = self.shared.own() {
+            own.changed(&self.name, 0, 0);
+        }
     }
 }
 
 impl LiveApply<'_> {
+    /// The archive does not have it yet: whoever listens for commits is told, since it
+    /// is this node's to publish should it become the primary.
+    #[must_use]
+    pub fn not_archived(mut self) -> Self {
+        self.archived = false;
+        self
+    }
+
     /// Takes in a page, in any order, from any thread; of one that comes again the last
     /// content counts.
     pub fn page(&self, pgno: Pgno, data: &[u8], sum: PageSum) -> io::Result<()> {
@@ -76,7 +116,8 @@ impl LiveApply<'_> {
         let spool = self.spool.into_inner().unwrap_or_else(PoisonError::into_inner);
         let database = self.database;
         let mut hold = database.hold();
-        let set = Set { from: self.from, goal: self.goal, timestamp: self.timestamp, spool };
+        let LiveApply { from, goal, timestamp, archived, .. } = self;
+        let set = Set { from, goal, timestamp, archived, spool };
         if self.goal.pages == 0 {
             return database.live_drop(&set, &mut hold);
         }
@@ -107,6 +148,7 @@ struct Set {
     from: Pos,
     goal: Goal,
     timestamp: Timestamp,
+    archived: bool,
     spool: Spool,
 }
 
@@ -174,9 +216,14 @@ impl Database {
     }
 
     /// Enters a change set that is in the log and in the files.
-    fn enter_applied(&self, state: &mut State, change: &Change, place: Place, afresh: bool) {
+    fn enter_applied(&self, state: &mut State, set: &Set, entered: (&Change, Place, bool)) {
+        let (change, place, afresh) = entered;
         self.enter_change(state, change, place, afresh);
         state.whole = change.meta.commit == 0;
+        if !set.archived {
+            let (meta, pages) = (change.meta.clone(), change.pages.len() as u32);
+            self.shared.listener.applied(Committed { place, meta, pages });
+        }
     }
 
     fn pass(&self, point: &str) -> Result<(), DbError> {

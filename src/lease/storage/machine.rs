@@ -72,6 +72,8 @@ struct Seen {
     own: bool,
     /// When this version was first seen, after the reply.
     since: Duration,
+    /// Whether another version was seen before: whoever put this one is at work.
+    renewed: bool,
 }
 
 /// A put whose reply has not come, or was lost.
@@ -155,7 +157,7 @@ impl Machine {
         let Some(seen) = &self.seen else { return Holder::Unknown };
         match &seen.record {
             Some(record) if record.state == State::Held && !seen.own => {
-                Holder::Other { member: record.member.clone(), epoch: record.epoch }
+                Holder::Other { member: record.member.clone(), epoch: record.epoch, alive: seen.renewed }
             }
             None if seen.etag.is_some() => Holder::Unknown,
             _ => Holder::Nobody,
@@ -333,7 +335,8 @@ impl Machine {
         self.pending.clear();
         self.end_term();
         let own = !self.had_term && record.as_ref().is_some_and(|found| found.member.node == self.me.node);
-        self.seen = Some(Seen { etag, record, own, since: now });
+        let renewed = self.seen.is_some();
+        self.seen = Some(Seen { etag, record, own, since: now, renewed });
     }
 
     /// A put of this node is the object now.
@@ -351,7 +354,13 @@ impl Machine {
                 renew_at: pending.sent + self.ttl / 3,
             });
         }
-        self.seen = Some(Seen { etag: Some(etag), record: Some(pending.record), own: true, since: now });
+        self.seen = Some(Seen {
+            etag: Some(etag),
+            record: Some(pending.record),
+            own: true,
+            since: now,
+            renewed: true,
+        });
     }
 
     fn fail(&mut self, now: Duration, why: String) {

@@ -87,7 +87,10 @@ fn another_holders_term_is_waited_out_by_ones_own_clock() {
     machine.want(hold());
     let held = Some((record(1, 4, State::Held), etag(9)));
     read(&mut machine, S * 100, held.clone());
-    assert_eq!(machine.standing(S * 100).holder, Holder::Other { member: member(1), epoch: Epoch::new(4) });
+    assert_eq!(
+        machine.standing(S * 100).holder,
+        Holder::Other { member: member(1), epoch: Epoch::new(4), alive: false }
+    );
     let free = S * 110;
     let mut now = S * 100;
     while now < free {
@@ -106,7 +109,11 @@ fn a_renewal_begins_the_wait_anew() {
     let mut machine = machine(2);
     machine.want(hold());
     read(&mut machine, S * 100, Some((record(1, 4, State::Held), etag(9))));
+    let alive =
+        |machine: &Machine, now| matches!(machine.standing(now).holder, Holder::Other { alive: true, .. });
+    assert!(!alive(&machine, S * 100), "it may be what a dead node left");
     read(&mut machine, S * 109, Some((record(1, 4, State::Held), etag(10))));
+    assert!(alive(&machine, S * 109));
     let later = S * 110 + S * 3 / 2;
     read(&mut machine, later, Some((record(1, 4, State::Held), etag(10))));
     assert!(matches!(machine.next(later), Step::WaitUntil(_)));
@@ -139,7 +146,10 @@ fn a_copy_of_this_node_is_waited_out_like_any_other() {
     let mut machine = acquired(1, S);
     machine.look();
     read(&mut machine, S * 2, Some((record(1, 2, State::Held), etag(2))));
-    assert_eq!(machine.standing(S * 2).holder, Holder::Other { member: member(1), epoch: Epoch::new(2) });
+    assert_eq!(
+        machine.standing(S * 2).holder,
+        Holder::Other { member: member(1), epoch: Epoch::new(2), alive: true }
+    );
     assert!(matches!(machine.next(S * 2), Step::WaitUntil(_)));
 }
 
@@ -184,7 +194,10 @@ fn a_lease_that_another_took_is_lost_at_the_first_sight_of_it() {
     put(&mut machine, S * 5);
     machine.put_replied(S * 5, PutReply::Unmet);
     read(&mut machine, S * 5, Some((record(2, 2, State::Held), etag(2))));
-    assert_eq!(machine.standing(S * 5).holder, Holder::Other { member: member(2), epoch: Epoch::new(2) });
+    assert_eq!(
+        machine.standing(S * 5).holder,
+        Holder::Other { member: member(2), epoch: Epoch::new(2), alive: true }
+    );
 }
 
 #[test]

@@ -1,0 +1,115 @@
+//! What runs on the primary and nowhere else: the archive's writer, the publisher, the
+//! upkeep. Must not decide when a reign begins or ends.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::archive::{Occasion, PutError, Writer};
+use crate::store::LogRetention;
+use crate::words::Epoch;
+
+use super::NodeError;
+use super::images::Images;
+use super::join::Joined;
+use super::publish::{Publisher, Setup};
+use super::run::{Node, Notice};
+use super::upkeep::Upkeep;
+
+/// The parts of a primary.
+pub(super) struct Reign {
+    writer: Arc<Writer>,
+    pub publisher: Arc<Publisher>,
+    upkeep: Upkeep,
+    since: Instant,
+}
+
+impl Reign {
+    /// Its epoch.
+    pub fn epoch(&self) -> Epoch {
+        self.writer.epoch()
+    }
+
+    /// The head that it has written.
+    pub fn joined(&self) -> Joined {
+        Joined::at(self.writer.archive().clone(), self.writer.head())
+    }
+
+    /// When it began.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// It counts as begun now.
+    pub fn begin_again(&mut self) {
+        self.since = Instant::now();
+    }
+}
+
+impl Node {
+    /// Begins to publish.
+    pub(super) fn begin_reign(&self, writer: Writer) -> Result<Reign, NodeError> {
+        let writer = Arc::new(writer);
+        let publisher = Arc::new(self.start_publisher(&writer)?);
+        let upkeep = self.start_upkeep(&writer)?;
+        self.service.update(|parts| {
+            parts.writer = Some(Arc::clone(&writer));
+            parts.publisher = Some(Arc::clone(&publisher));
+        });
+        Ok(Reign { writer, publisher, upkeep, since: Instant::now() })
+    }
+
+    /// Ends to publish; what was not published waits in the store's queue.
+    pub(super) fn end_reign(&self, reign: Reign) {
+        self.service.update(|parts| {
+            parts.writer = None;
+            parts.publisher = None;
+        });
+        let Reign { writer, publisher, upkeep, .. } = reign;
+        drop(publisher);
+        drop(upkeep);
+        drop(writer);
+        self.store.commits().give_back();
+    }
+
+    fn start_publisher(&self, writer: &Arc<Writer>) -> Result<Publisher, NodeError> {
+        let (poke, notices) = (self.poke.clone(), self.notices.clone());
+        Publisher::start(Setup {
+            store: Arc::clone(&self.store),
+            writer: Arc::clone(writer),
+            interval: self.options.sync_interval,
+            codec: self.options.archive.codec,
+            node: self.store.node_id(),
+            after_put: Box::new(move || poke.poke()),
+            on_end: Box::new(move |error| drop(notices.send(Notice::Failed(error.into())))),
+        })
+        .map_err(NodeError::io("starting the publisher"))
+    }
+
+    fn start_upkeep(&self, writer: &Arc<Writer>) -> Result<Upkeep, NodeError> {
+        let (store, writer) = (Arc::clone(&self.store), Arc::clone(writer));
+        let (retention, notices): (LogRetention, _) = (self.options.log_retention, self.notices.clone());
+        Upkeep::start(self.poke.clone(), move || {
+            if let Err(error) = store.keep_log(retention) {
+                tracing::warn!(%error, "upkeep of the change log failed: tried again after the next commit");
+            }
+            match writer.upkeep(Occasion::Running, &Images(&store)) {
+                Ok(_) => {}
+                Err(error @ PutError::Fenced { .. }) => drop(notices.send(Notice::Failed(error.into()))),
+                Err(error) => {
+                    tracing::warn!(%error, "upkeep of the archive failed: tried again after the next commit")
+                }
+            }
+        })
+        .map_err(NodeError::io("starting the upkeep"))
+    }
+
+    /// Compacts the session's tail, so that the next cold start reads almost nothing.
+    pub(super) fn compact(&self, reign: &Reign, patience: Duration) {
+        if patience < Duration::from_secs(1) {
+            return;
+        }
+        if let Err(error) = reign.writer.upkeep(Occasion::Stopping, &Images(&self.store)) {
+            tracing::warn!(%error, "the archive's tail was not compacted: the next start reads more, nothing is lost");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Roles that change while nodes run: asked for, given away, let go when idle, lost.
+//! The mounts stay, nothing that was acknowledged goes. Real processes, real mounts,
+//! the storage lease.
+
+#[path = "support/s3_server/mod.rs"]
+mod s3_server;
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use rustix::process::Signal;
+use s3_server::{S3Server, Trouble};
+use support::node::{Node, Settings};
+use support::scratch::Scratch;
+use support::{can_mount, wait_for};
+
+/// Node `name` of a cluster whose archive is `base/archive`.
+fn node(base: &Path, name: &str, lease: &'static str) -> Node {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    let settings = Settings { lease, ..Settings::default() };
+    let dir = base.join(name);
+    std::fs::create_dir_all(&dir).expect("create the node's directory");
+    Node::new(&dir, settings).with_archive(&base.join("archive")).advertised()
+}
+
+fn connect(node: &Node, busy: Duration) -> Connection {
+    let connection = Connection::open(node.file("app.db")).expect("open the database");
+    connection.busy_timeout(busy).expect("set the timeout");
+    connection
+}
+
+const PATIENT: Duration = Duration::from_secs(60);
+
+fn count(connection: &Connection) -> Option<u32> {
+    connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).ok()
+}
+
+fn prepare(node: &Node, mode: &str) {
+    let connection = connect(node, PATIENT);
+    let sql = format!("PRAGMA journal_mode={mode}; CREATE TABLE t(n INTEGER PRIMARY KEY, by TEXT)");
+    connection.execute_batch(&sql).expect("make the table");
+}
+
+/// Asks a node's API to change the role; the reply's status and text.
+fn post(node: &Node, path: &str) -> (u16, String) {
+    let reply = node.post(path);
+    (reply.status, String::from_utf8_lossy(&reply.body).into_owned())
+}
+
+const LEASE: &str = "type = \"storage\"\nttl = \"5s\"";
+
+#[test]
+fn promote_moves_the_lease_while_writers_wait() {
+    let scratch = Scratch::new("roles-promote");
+    let (mut first, mut second) =
+        (node(scratch.path(), "first", LEASE), node(scratch.path(), "second", LEASE));
+    first.start();
+    first.wait_primary().expect("the first node is the primary");
+    for mode in ["wal", "delete"] {
+        let connection = connect(&first, PATIENT);
+        connection.execute_batch("DROP TABLE IF EXISTS t").expect("drop");
+        drop(connection);
+        prepare(&first, mode);
+        if second.is_running() {
+            second.wait_role("replica");
+        } else {
+            second.start();
+            second.wait_role("replica");
+        }
+        let writer = connect(&first, PATIENT);
+        for n in 0..50 {
+            writer.execute("INSERT INTO t VALUES(?1, 'first')", [n]).expect("the primary writes");
+        }
+        assert_eq!(post(&second, "/promote").0, 200, "the second node is the primary");
+        second.wait_role("primary");
+        first.wait_role("replica");
+        // On the same connection of the same process: refused now.
+        writer.busy_timeout(Duration::from_millis(1)).expect("set the timeout");
+        let error = writer.execute("INSERT INTO t VALUES(1000, 'first')", []).expect_err("a replica refuses");
+        assert!(
+            matches!(
+                error.sqlite_error_code(),
+                Some(rusqlite::ErrorCode::ReadOnly | rusqlite::ErrorCode::DatabaseBusy)
+            ),
+            "{mode}: {error}"
+        );
+        let other = connect(&second, PATIENT);
+        assert_eq!(count(&other), Some(50), "{mode}: nothing is missing");
+        other.execute("INSERT INTO t VALUES(50, 'second')", []).expect("the new primary writes");
+        wait_for("the former primary follows", || (count(&writer) == Some(51)).then_some(()));
+        drop(other);
+        // And back.
+        assert_eq!(post(&first, "/promote").0, 200, "the first node is the primary again");
+        first.wait_role("primary");
+        second.wait_role("replica");
+        writer.busy_timeout(PATIENT).expect("set the timeout");
+        writer.execute("INSERT INTO t VALUES(51, 'first')", []).expect("the same connection writes again");
+    }
+    let id = second.status()["nodeID"].as_str().expect("an id").to_owned();
+    assert_eq!(post(&first, &format!("/handoff?node={id}")).0, 200, "handed over");
+    second.wait_role("primary");
+    assert_eq!(count(&connect(&second, PATIENT)), Some(52));
+    first.stop();
+    second.stop();
+}
+
+#[test]
+fn no_write_is_lost_or_fails_while_the_lease_wanders() {
+    let scratch = Scratch::new("roles-wander");
+    let (mut first, mut second) =
+        (node(scratch.path(), "first", LEASE), node(scratch.path(), "second", LEASE));
+    first.start();
+    first.wait_primary().expect("the first node is the primary");
+    prepare(&first, "wal");
+    second.start();
+    let mut acknowledged = 0;
+    let mut longest = Duration::ZERO;
+    std::thread::scope(|scope| {
+        let (first, second) = (&first, &second);
+        let wander = scope.spawn(move || {
+            for round in 0..6 {
+                let to = if round % 2 == 0 { second } else { first };
+                assert_eq!(post(to, "/promote").0, 200, "round {round}");
+                to.wait_role("primary");
+            }
+        });
+        // The application writes where the primary is, as behind a proxy.
+        let connections = [connect(first, PATIENT), connect(second, PATIENT)];
+        for connection in &connections {
+            connection.busy_timeout(Duration::ZERO).expect("set the timeout");
+        }
+        let mut n = 0;
+        while !wander.is_finished() {
+            let began = Instant::now();
+            n += 1;
+            wait_for("one of the nodes takes the write", || {
+                let wrote = connections
+                    .iter()
+                    .any(|connection| connection.execute("INSERT INTO t VALUES(?1, '')", [n]).is_ok());
+                wrote.then_some(())
+            });
+            longest = longest.max(began.elapsed());
+            acknowledged += 1;
+        }
+        wander.join().expect("the lease wandered");
+    });
+    println!("{acknowledged} writes, the longest took {longest:?}");
+    first.wait_role("primary");
+    assert_eq!(
+        count(&connect(&first, PATIENT)),
+        Some(acknowledged),
+        "every acknowledged write is there, once"
+    );
+    first.stop();
+    second.stop();
+}
+
+#[test]
+fn a_node_that_rests_asks_nothing_and_takes_the_lease_when_a_database_is_opened() {
+    let scratch = Scratch::new("roles-rest");
+    let mut only =
+        node(scratch.path(), "only", "type = \"storage\"\nttl = \"2s\"\nrelease-on-idle = \"500ms\"");
+    only.start();
+    only.wait_primary().expect("it is the primary at first");
+    prepare(&only, "wal");
+    only.wait_archived(&["app.db"]);
+    only.wait_role("replica");
+    let lease = || std::fs::read_to_string(scratch.path().join("archive/lease.json")).expect("the lease");
+    wait_for("the lease is let go", || lease().contains("released").then_some(()));
+    let requests = |node: &Node| node.status()["archive"]["requests"].to_string();
+    wait_for("it follows once more, then never", || {
+        let before = (requests(&only), lease());
+        std::thread::park_timeout(Duration::from_millis(1500));
+        (before == (requests(&only), lease())).then_some(())
+    });
+    let connection = connect(&only, PATIENT);
+    wait_for("it takes the lease again", || {
+        connection.execute("INSERT INTO t VALUES(1, 'again')", []).is_ok().then_some(())
+    });
+    drop(connection);
+    only.wait_archived(&["app.db"]);
+    only.wait_role("replica");
+    assert_eq!(count(&connect(&only, PATIENT)), Some(1));
+    only.stop();
+}
+
+#[test]
+fn stale_reads_are_served_where_asked_for_and_never_as_primary() {
+    let scratch = Scratch::new("roles-stale");
+    let server = S3Server::start();
+    let mut only = node(scratch.path(), "only", LEASE).with_archive_url(&server.url("stale"));
+    let environment = S3Server::environment();
+    only.settings.env = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    only.settings.storage = "on-unreachable = \"serve-stale\"".to_owned();
+    only.start();
+    only.wait_primary().expect("it is the primary");
+    prepare(&only, "delete");
+    connect(&only, PATIENT).execute("INSERT INTO t VALUES(1, '')", []).expect("write");
+    only.stop();
+    for op in ["GetObject", "PutObject", "ListObjectsV2", "HeadObject"] {
+        server.trouble(op, "", u64::MAX, Trouble::Refuse);
+    }
+    only.spawn();
+    only.wait_role("replica");
+    assert_eq!(count(&connect(&only, PATIENT)), Some(1), "reads are served");
+    assert_eq!(only.get("/health").status, 503, "but it says that they are stale");
+    let refused = connect(&only, Duration::ZERO).execute("INSERT INTO t VALUES(2, '')", []);
+    assert!(refused.is_err(), "it must not write blind");
+    server.heal();
+    only.wait_primary().expect("it becomes the primary");
+    connect(&only, PATIENT).execute("INSERT INTO t VALUES(2, '')", []).expect("write");
+    only.stop();
+}
+
+#[test]
+fn a_node_that_is_no_candidate_follows_and_never_writes() {
+    let scratch = Scratch::new("roles-reader");
+    let mut first = node(scratch.path(), "first", LEASE);
+    let mut reader = node(scratch.path(), "reader", "type = \"storage\"\nttl = \"5s\"\ncandidate = false");
+    first.start();
+    first.wait_primary().expect("the first node is the primary");
+    prepare(&first, "wal");
+    reader.start();
+    reader.wait_role("replica");
+    connect(&first, PATIENT).execute("INSERT INTO t VALUES(1, '')", []).expect("write");
+    wait_for("the reader follows", || (count(&connect(&reader, PATIENT)) == Some(1)).then_some(()));
+    first.stop();
+    assert!(post(&reader, "/promote").1.contains("candidate"), "it may not be the primary");
+    reader.wait_role("replica");
+    assert_eq!(count(&connect(&reader, PATIENT)), Some(1), "it still reads");
+    reader.stop();
+}
+
+#[test]
+fn an_open_transaction_fails_when_the_lease_is_lost_and_the_process_lives() {
+    let scratch = Scratch::new("roles-open");
+    const SHORT: &str = "type = \"storage\"\nttl = \"2s\"";
+    let (mut first, mut second) =
+        (node(scratch.path(), "first", SHORT), node(scratch.path(), "second", SHORT));
+    first.start();
+    first.wait_primary().expect("the first node is the primary");
+    prepare(&first, "delete");
+    first.wait_archived(&["app.db"]);
+    second.start();
+    let connection = connect(&first, Duration::ZERO);
+    connection.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES(1, 'open')").expect("begin");
+    first.signal(Signal::STOP);
+    second.wait_primary().expect("the second node takes over");
+    first.signal(Signal::CONT);
+    wait_for("the commit fails", || connection.execute_batch("COMMIT").is_err().then_some(()));
+    drop(connection);
+    first.wait_role("replica");
+    assert_eq!(count(&connect(&second, PATIENT)), Some(0), "it was never committed");
+    wait_for("the first node reads what the second wrote", || {
+        (count(&connect(&first, PATIENT)) == Some(0)).then_some(())
+    });
+    second.stop();
+    first.wait_primary().expect("the first node is the primary again");
+    first.stop();
+}
