@@ -42,6 +42,9 @@ pub(super) struct Local {
     pub incomplete: bool,
     /// Where its oldest waiting change set begins.
     pub waiting_from: Option<Pos>,
+    /// What waits will not be published: this node follows, and another one has begun
+    /// to write without it.
+    pub overruled: bool,
 }
 
 /// What to do with a database.
@@ -66,7 +69,7 @@ pub(super) fn decide(local: Local, standing: Option<&Standing>, relation: Relati
         Relation::Head => Action::Stay,
         Relation::Ancestor if standing.is_dropped() => Action::Drop,
         Relation::Ancestor => Action::CatchUp,
-        Relation::Ahead if local.waiting_from == Some(standing.pos) => Action::Publish,
+        Relation::Ahead if local.waiting_from == Some(standing.pos) && !local.overruled => Action::Publish,
         Relation::Ahead | Relation::NotOnChain { .. } | Relation::Unknown => Action::Park,
     }
 }
@@ -78,6 +81,15 @@ pub(super) enum How {
     Offline,
     /// Applications may be reading; each is waited for no longer than this.
     Live(Duration),
+}
+
+/// What for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// To write: what waits and continues the chain is published.
+    Write,
+    /// To follow: what waits is the writer's, or lost once another writer has begun.
+    Follow,
 }
 
 /// What came of it.
@@ -98,7 +110,7 @@ pub(super) fn align(
     store: &Store,
     archive: &Archive,
     head: &Head,
-    how: How,
+    (how, aim): (How, Aim),
     watch: &dyn Watch,
 ) -> Result<Aligned, NodeError> {
     let names: BTreeSet<DbName> = head
@@ -118,6 +130,7 @@ pub(super) fn align(
             exists: database.exists(),
             incomplete: database.incomplete(),
             waiting_from: store.commits().oldest_of(&name).map(|commit| commit.meta.pre),
+            overruled: aim == Aim::Follow && head.epoch() > store.epoch(),
         };
         let relation = match standing {
             Some(standing) if local.pos == standing.pos => Relation::Head,
@@ -295,7 +308,7 @@ mod tests {
     }
 
     fn local(txid: u64) -> Local {
-        Local { pos: pos(txid), exists: true, incomplete: false, waiting_from: None }
+        Local { pos: pos(txid), exists: true, incomplete: false, waiting_from: None, overruled: false }
     }
 
     #[test]
@@ -312,6 +325,8 @@ mod tests {
         let fork = Pos { checksum: Checksum::EMPTY, ..pos(5) };
         assert_eq!(decide(ahead(fork), Some(&at(5, 2)), Relation::Ahead), Action::Park);
         assert_eq!(decide(local(7), Some(&at(5, 2)), Relation::Ahead), Action::Park);
+        let overruled = Local { overruled: true, ..ahead(pos(5)) };
+        assert_eq!(decide(overruled, Some(&at(5, 2)), Relation::Ahead), Action::Park);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::peer::{Event, TxData};
 use crate::words::DbName;
 
 use super::NodeError;
-use super::align::{How, align};
+use super::align::{Aim, How, align};
 use super::join::{Joined, waits};
 use super::run::{Node, Notice};
 
@@ -219,7 +219,13 @@ impl Thread {
         }
         let watch = |_: Progress| !self.shared.stops();
         let before = std::time::Instant::now();
-        match align(&self.node.store, &joined.archive, &joined.head, How::Live(READERS), &watch) {
+        match align(
+            &self.node.store,
+            &joined.archive,
+            &joined.head,
+            (How::Live(READERS), Aim::Follow),
+            &watch,
+        ) {
             Ok(aligned) => {
                 tracing::debug!(
                     moved = aligned.moved.len(),

@@ -8,7 +8,7 @@ use crate::lease::{Holder, Lease, Standing, Want};
 use crate::object::check_conditions;
 use crate::words::{DbName, Epoch};
 
-use super::align::{Aligned, How, align};
+use super::align::{Aim, Aligned, How, align};
 use super::encode::{Style, whole};
 use super::run::Node;
 use super::{LeaseChoice, NodeError, OnUnreachable};
@@ -63,7 +63,7 @@ impl Node {
         self.check_cluster(&archive)?;
         let head = self.persist(&give_up, || archive.head())?;
         let mut joined = Joined::at(archive, head);
-        self.bring(&mut joined, How::Offline, &give_up)?;
+        self.bring(&mut joined, (How::Offline, Aim::Write), &give_up)?;
         Ok(Some(joined))
     }
 
@@ -75,7 +75,8 @@ impl Node {
         let archive = self.open_archive()?;
         self.check_cluster(&archive)?;
         let head = archive.head()?;
-        let wholes = align(&self.store, &archive, &head, how, &|_: Progress| !give_up())?.wholes;
+        let wholes =
+            align(&self.store, &archive, &head, (how, Aim::Follow), &|_: Progress| !give_up())?.wholes;
         Ok(Joined { archive, head, wholes })
     }
 
@@ -90,7 +91,7 @@ impl Node {
     }
 
     /// Brings every database to the head as it is now.
-    fn bring(&self, joined: &mut Joined, how: How, give_up: GiveUp<'_>) -> Result<Aligned, NodeError> {
+    fn bring(&self, joined: &mut Joined, how: (How, Aim), give_up: GiveUp<'_>) -> Result<Aligned, NodeError> {
         let watch = |_: Progress| !give_up();
         let aligned = self.persist(give_up, || {
             match align(&self.store, &joined.archive, &joined.head, how, &watch) {
@@ -140,7 +141,7 @@ impl Node {
         loop {
             // What an earlier holder put before its term ended comes first.
             self.persist(give_up, || joined.archive.refresh(&mut joined.head))?;
-            self.bring(joined, how, give_up)?;
+            self.bring(joined, (how, Aim::Write), give_up)?;
             if joined.head.epoch() >= epoch {
                 return Ok(None);
             }
@@ -163,9 +164,10 @@ impl Node {
             if writer.with_head(|sealed| sealed.databases() != joined.head.databases()) {
                 // Somebody put between the head that was aligned with and the seal.
                 joined.head = writer.head();
-                self.bring(joined, how, give_up)?;
+                self.bring(joined, (how, Aim::Write), give_up)?;
             }
             self.publish_wholes(&writer, &joined.wholes, give_up)?;
+            self.store.set_epoch(epoch)?;
             tracing::info!(archive = %self.options.storage.describe(), %epoch, seq = %writer.head().seq(), "at the archive's head");
             return Ok(Some(writer));
         }
@@ -179,6 +181,7 @@ impl Node {
         lease: &dyn Lease,
     ) -> Result<Option<Writer>, NodeError> {
         if !self.options.candidate {
+            self.bring(joined, (How::Offline, Aim::Follow), &|| self.stopping())?;
             return Ok(None);
         }
         lease.want(Want::Hold { after: joined.head.epoch() });
@@ -201,6 +204,7 @@ impl Node {
                 }
                 Some(_) => {
                     self.service.update(|parts| parts.waiting_for = None);
+                    self.bring(joined, (How::Offline, Aim::Follow), &|| self.stopping())?;
                     return Ok(None);
                 }
                 None => {

@@ -25,7 +25,7 @@ use crate::db::{
     ChangeLog, Database, DbError, FileKind, LogError, LogOptions, OwnMount, Parked, Paused, Place, Scanned,
     Shared, Since, Tail, replace_file,
 };
-use crate::words::{Clock, ClusterId, DbName, Faults, NodeId};
+use crate::words::{Clock, ClusterId, DbName, Epoch, Faults, NodeId};
 
 /// Who may write, as far as this node knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +117,9 @@ struct NodeFile {
     boot: String,
     /// Databases stand by themselves for everything before this place of the log.
     replay_from: Place,
+    /// The epoch in which what is here was committed last.
+    #[serde(default)]
+    epoch: Epoch,
 }
 
 /// The databases of one node.
@@ -202,6 +205,20 @@ impl Store {
     /// Joins a cluster.
     pub fn set_cluster(&self, cluster: ClusterId) -> Result<(), StoreError> {
         self.node_file().cluster = Some(cluster);
+        self.write_node_file()
+    }
+
+    /// The epoch in which what is here, and the archive may lack, was committed.
+    pub fn epoch(&self) -> Epoch {
+        self.node_file().epoch
+    }
+
+    /// What comes from here on is committed in this epoch.
+    pub fn set_epoch(&self, epoch: Epoch) -> Result<(), StoreError> {
+        if self.epoch() == epoch {
+            return Ok(());
+        }
+        self.node_file().epoch = epoch;
         self.write_node_file()
     }
 
@@ -378,6 +395,7 @@ fn read_node_file(dir: &Path, new_node: NodeId, boot: &str) -> Result<NodeFile, 
             cluster: None,
             boot: boot.to_owned(),
             replay_from: Place::default(),
+            epoch: Epoch::default(),
         }),
         Err(source) => Err(StoreError::io("read", path)(source)),
     }

@@ -292,6 +292,22 @@ impl Node {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("status {}: {error}: {text}", reply.status))
     }
 
+    /// What `GET /status` says, if the node answers.
+    pub fn try_status(&self) -> Option<Value> {
+        let reply = api::request(self.addr, "GET", "/status", b"").ok()?;
+        serde_json::from_slice(&reply.body).ok()
+    }
+
+    /// Its role, if it answers.
+    pub fn try_role(&self) -> Option<String> {
+        Some(self.try_status()?["role"].as_str()?.to_owned())
+    }
+
+    /// A request to its API that changes something; the reply's status, if it answers.
+    pub fn try_post(&self, path: &str) -> Option<u16> {
+        api::request(self.addr, "POST", path, b"").ok().map(|reply| reply.status)
+    }
+
     /// A database's position as its `-pos` file gives it, without the newline. Read
     /// by another process: one that hangs must not take the test with it.
     pub fn pos(&self, db: &str) -> String {

@@ -58,7 +58,8 @@ for line in sys.stdin:
     try:
         if c['op'] == 'open':
             if db: db.close()
-            db = sqlite3.connect(c['path'], isolation_level=None, timeout=c['timeout'] / 1000)
+            uri = c['path'].startswith('file:')
+            db = sqlite3.connect(c['path'], isolation_level=None, timeout=c['timeout'] / 1000, uri=uri)
             for sql in c['first']:
                 db.execute(sql).fetchall()
             say({'ok': True})
@@ -152,7 +153,8 @@ impl Worker {
         self.open_with(path, timeout, &["PRAGMA user_version"])
     }
 
-    /// Opens a database and runs `first` on the new connection.
+    /// Opens a database and runs `first` on the new connection. [`Sqlite::System`] takes a
+    /// `file:` URI too.
     pub fn open_with(
         &mut self,
         path: &Path,
