@@ -24,6 +24,8 @@ pub mod fuse;
 
 pub mod peer;
 
+pub mod proxy;
+
 pub mod exec;
 
 pub mod node;

@@ -19,7 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn lease(server: &S3Server, node: u64) -> StorageLease {
     let store = S3Store::for_lease(server.place("p"), TTL).expect("a store");
     let options = StorageLeaseOptions {
-        member: Member { node: NodeId::new(node), hostname: format!("n{node}"), advertise_url: None },
+        member: Member {
+            node: NodeId::new(node),
+            hostname: format!("n{node}"),
+            advertise_url: None,
+            proxy_url: None,
+        },
         ttl: TTL,
         poll: TTL / 15,
         clock: Arc::new(SystemClock),

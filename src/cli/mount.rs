@@ -10,7 +10,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Config, Encoding, LeaseKind, LogFormat, OnUnreachable, Passthrough};
 use crate::ltx::Codec;
-use crate::node::{self, LeaseChoice, NodeError, NodeOptions, Outcome};
+use crate::node::{self, LeaseChoice, NodeError, NodeOptions, Outcome, ProxyChoice};
+use crate::proxy::{Forward, ProxyOptions};
 use crate::store::LogRetention;
 use crate::words::{Faults, SystemClock};
 use crate::{archive, exec, fuse};
@@ -100,6 +101,7 @@ fn options(config: &Config) -> Result<NodeOptions, CliError> {
         },
         hostname: lease.hostname.clone(),
         advertise_url: lease.advertise_url.clone(),
+        proxy: config.proxy.as_ref().map(proxy_choice),
         candidate: lease.candidate,
         promote: lease.promote,
         release_on_idle: lease.release_on_idle,
@@ -108,6 +110,23 @@ fn options(config: &Config) -> Result<NodeOptions, CliError> {
         clock,
         faults,
     })
+}
+
+fn proxy_choice(config: &config::Proxy) -> ProxyChoice {
+    ProxyChoice {
+        options: ProxyOptions {
+            passthrough: config.passthrough.clone(),
+            always_forward: config.always_forward.clone(),
+            forward: match config.forward {
+                config::Forward::Proxy => Forward::Proxy,
+                config::Forward::FlyReplay => Forward::FlyReplay,
+            },
+            wait_timeout: config.wait_timeout,
+            ..ProxyOptions::new(config.addr, config.target.clone(), config.databases.clone())
+        },
+        advertise: config.advertise_url.clone(),
+        max_lag: config.max_lag,
+    }
 }
 
 /// The log goes to standard error. A bare level is litefs's own; of its libraries

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::exec::Command;
+use crate::proxy::Address;
+use crate::words::DbName;
 
 pub use error::ConfigError;
 pub use expand::Environment;
@@ -206,10 +208,14 @@ pub struct Http {
 pub struct Proxy {
     /// Where it listens.
     pub addr: SocketAddr,
+    /// Where the proxies of other nodes reach this one; with a static lease on a node
+    /// that is not the primary, the primary's. By default the host of
+    /// `lease.advertise-url` with this proxy's port.
+    pub advertise_url: Option<Address>,
     /// The application's address.
-    pub target: String,
+    pub target: Address,
     /// The databases whose positions clients carry.
-    pub databases: Vec<String>,
+    pub databases: Vec<DbName>,
     /// How far behind a healthy node may be; zero for any.
     pub max_lag: Duration,
     /// Paths that are passed on as they are (`*` matches anything).

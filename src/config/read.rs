@@ -21,7 +21,7 @@ pub(super) fn read(file: &Path, text: &str, env: Option<Environment<'_>>) -> Res
     let places = Places::default();
     let mut top = Section::new("", 0, table.get_ref(), Context { env, places: &places });
     let base = base_of(file);
-    let config = Config {
+    let mut config = Config {
         file: file.to_owned(),
         fuse: each(&mut top, "fuse", |section| fuse(section, &base))?,
         data: each(&mut top, "data", |section| data(section, &base))?,
@@ -33,6 +33,11 @@ pub(super) fn read(file: &Path, text: &str, env: Option<Environment<'_>>) -> Res
         log: each(&mut top, "log", log)?,
     };
     top.end()?;
+    if let Some(proxy) = &mut config.proxy
+        && proxy.advertise_url.is_none()
+    {
+        proxy.advertise_url = beside(config.lease.advertise_url.as_deref(), proxy.addr.port());
+    }
     super::check::check(&config, &places)?;
     super::unbuilt::refuse(&config, &places)?;
     Ok(config)
@@ -217,6 +222,18 @@ fn http(section: &mut Section<'_>) -> Result<Http, Fault> {
     })
 }
 
+/// What a token says of a database beside its name, in bytes.
+const POSITION: usize = 35;
+
+/// Browsers drop cookies over 4096 bytes, their name and attributes included.
+const LONGEST_TOKEN: usize = 3900;
+
+/// The address with another port on the host of a URL.
+fn beside(url: Option<&str>, port: u16) -> Option<Address> {
+    let url = url::Url::parse(url?).ok()?;
+    Address::parse(&format!("{}:{port}", url.host_str()?)).ok()
+}
+
 fn proxy(mut section: Section<'_>) -> Result<Proxy, Fault> {
     let at = section.at();
     let missing =
@@ -225,10 +242,29 @@ fn proxy(mut section: Section<'_>) -> Result<Proxy, Fault> {
         true => section.texts("db")?,
         false => section.full_text("db")?.map(|name| vec![name]),
     };
+    let databases = databases.ok_or_else(|| missing("db"))?;
+    let databases = databases.iter().map(|name| DbName::new(name)).collect::<Result<Vec<_>, _>>();
+    let databases = databases.map_err(|error| section.fault("db", format!("proxy.db: {error}")))?;
+    let size: usize = databases.iter().map(|db| db.as_str().len() + POSITION).sum();
+    if databases.is_empty() || size > LONGEST_TOKEN {
+        return Err(section.fault(
+            "db",
+            "proxy.db must name the databases that requests read and write, at least one, and no more than fit into \
+             a cookie (about 60)",
+        ));
+    }
+    let address = |section: &mut Section<'_>, key| match section.full_text(key)? {
+        None => Ok(None),
+        Some(text) => match Address::parse(&text) {
+            Ok(address) => Ok(Some(address)),
+            Err(why) => Err(section.fault(key, format!("proxy.{key}: {why}"))),
+        },
+    };
     let proxy = Proxy {
         addr: section.listen_addr("addr")?.ok_or_else(|| missing("addr"))?,
-        target: section.full_text("target")?.ok_or_else(|| missing("target"))?,
-        databases: databases.ok_or_else(|| missing("db"))?,
+        advertise_url: address(&mut section, "advertise-url")?,
+        target: address(&mut section, "target")?.ok_or_else(|| missing("target"))?,
+        databases,
         max_lag: section.duration("max-lag")?.unwrap_or(Duration::from_secs(10)),
         passthrough: section.texts("passthrough")?.unwrap_or_default(),
         always_forward: section.texts("always-forward")?.unwrap_or_default(),

@@ -147,12 +147,38 @@ fn values_of_the_wrong_kind_are_named_with_line_and_remedy() {
 }
 
 #[test]
+fn a_proxy_has_the_documented_defaults_and_refuses_what_it_cannot_work_with() {
+    let proxy = "[proxy]\naddr = \":80\"\ntarget = \"localhost:81\"\ndb = \"a.db\"\n";
+    let parse = |more: &str| parse(&format!("{SMALL}{proxy}{more}")).map(|config| config.proxy);
+    let config = parse("").expect("a proxy").expect("a proxy");
+    assert_eq!(config.target.as_str(), "localhost:81");
+    assert_eq!(config.databases, [DbName::new("a.db").expect("a name")]);
+    assert_eq!(config.forward, Forward::Proxy);
+    assert_eq!((config.max_lag, config.wait_timeout), (Duration::from_secs(10), Duration::from_secs(5)));
+    assert_eq!(config.advertise_url, None);
+    let advertise = |more| parse(more).expect("a proxy").expect("a proxy").advertise_url;
+    let lease = "[lease]\nadvertise-url = \"http://node-a:20202\"\n";
+    assert_eq!(advertise(lease).expect("beside the API").as_str(), "node-a:80");
+    let own = format!("advertise-url = \"http://10.0.0.1:8080\"\n{lease}");
+    assert_eq!(advertise(&own).expect("its own").as_str(), "10.0.0.1:8080");
+    for (text, line, words) in [
+        ("[proxy]\naddr = \":80\"\ndb = \"a\"\n", 3, "proxy.target is missing"),
+        ("[proxy]\naddr = \":80\"\ntarget = \"x\"\ndb = \"a\"\n", 5, "localhost:8080"),
+        ("[proxy]\naddr = \":80\"\ntarget = \":81\"\ndb = \"../a\"\n", 6, "not a database name"),
+        ("[proxy]\naddr = \":80\"\ntarget = \":81\"\ndb = []\n", 6, "at least one"),
+    ] {
+        let said = refused(&format!("{SMALL}{text}"));
+        assert!(said.starts_with(&format!("/etc/app/litefs.toml:{line}: ")), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
 fn what_is_not_built_is_refused_and_not_ignored() {
     for (text, line) in [
         ("[lease]\ntype = \"consul\"\n[lease.consul]\nurl = \"http://c\"\nkey = \"k\"\n", 4),
         ("hydration = \"lazy\"\n", 3),
         ("durability = \"archive\"\n", 3),
-        ("[proxy]\naddr = \":80\"\ntarget = \"localhost:81\"\ndb = \"a.db\"\n", 3),
     ] {
         let said = refused(&format!("{SMALL}{text}"));
         assert!(said.starts_with(&format!("/etc/app/litefs.toml:{line}: ")), "{said}");

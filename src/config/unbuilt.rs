@@ -26,7 +26,6 @@ pub(super) fn refuse(config: &Config, places: &Places) -> Result<(), Fault> {
             "storage.durability = \"archive\"",
             "\"async\"",
         ),
-        (config.proxy.is_some(), "proxy", "[proxy]", "no such section"),
     ];
     match refused.into_iter().find(|(used, ..)| *used) {
         None => Ok(()),

@@ -1,7 +1,7 @@
 //! One database: its state in memory and the operations that do not depend on the
 //! journal mode. Capture is in `rollback` and `wal`.
 //!
-//! Locks, in this order: `hold`, `imaging`, `capturing`, `state`, `handles`. `state` is held while the
+//! Locks, in this order: `hold`, `imaging`, `capturing`, `state`, `handles`, `readable`. `state` is held while the
 //! database file is written and while a transaction is captured; never while waiting
 //! for a request that the mount itself must answer: its threads take `state`, too.
 
@@ -44,6 +44,8 @@ pub struct Database {
     pub(super) marked: AtomicBool,
     /// Journal, WAL and shm for writes that come through the daemon.
     pub(super) handles: Mutex<HashMap<FileKind, Arc<File>>>,
+    /// What readers see; the innermost lock.
+    pub(super) readable: Mutex<Pos>,
 }
 
 /// What a look for new transactions found.
@@ -144,6 +146,18 @@ impl Database {
     /// Position of the last captured transaction.
     pub fn pos(&self) -> Pos {
         self.lock().pos
+    }
+
+    /// The position that who reads the database sees. Unlike [`Database::pos`] it is never
+    /// ahead of the files while a change set is being applied, and never waits for a disk.
+    pub fn readable_pos(&self) -> Pos {
+        *self.readable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Readers see this position from now on.
+    pub(super) fn show(&self, pos: Pos) {
+        *self.readable.lock().unwrap_or_else(PoisonError::into_inner) = pos;
+        self.shared.listener.moved();
     }
 
     /// Page size and size in pages as of the position.
@@ -258,6 +272,7 @@ impl Database {
             meta: change.meta.clone(),
             pages: change.pages.len() as u32,
         });
+        self.show(state.pos);
     }
 
     /// Makes `change`, which is in the log at `place`, the database's position.

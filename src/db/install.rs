@@ -124,6 +124,7 @@ impl Database {
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))?;
         self.save(state)?;
         state.unsaved = false;
+        self.show(goal.pos);
         Ok(())
     }
 }
@@ -172,6 +173,7 @@ impl Database {
         remove_if_there(&path).map_err(DbError::io("remove", path))?;
         state.exists = false;
         state.sums.remove().map_err(DbError::io("remove", self.paths.sums()))?;
+        self.show(Pos::ZERO);
         Ok(parked)
     }
 }

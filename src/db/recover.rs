@@ -110,8 +110,10 @@ impl Database {
             has_wal: AtomicBool::new(false),
             hidden: AtomicBool::new(false),
             handles: Mutex::new(HashMap::new()),
+            readable: Mutex::new(Pos::ZERO),
         };
         database.recover_files(&saved, tail, since, super_journal)?;
+        database.show(database.pos());
         Ok(database)
     }
 

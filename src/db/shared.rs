@@ -30,6 +30,9 @@ pub trait CommitListener: Send + Sync {
     fn applied(&self, committed: Committed) {
         let _ = committed;
     }
+
+    /// Who reads the database sees another position now, captured or applied.
+    fn moved(&self) {}
 }
 
 /// What all databases of a node share.

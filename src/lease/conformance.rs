@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(3600);
 
 fn member(node: u64) -> Member {
-    Member { node: NodeId::new(node), hostname: format!("n{node}"), advertise_url: None }
+    Member { node: NodeId::new(node), hostname: format!("n{node}"), advertise_url: None, proxy_url: None }
 }
 
 fn hold(after: u64) -> Want {

@@ -3,6 +3,7 @@
 //! cannot write is the archive's doing, a lease only decides who tries, and when.
 
 mod fixed;
+mod record;
 mod storage;
 
 pub use fixed::StaticLease;
@@ -25,6 +26,9 @@ pub struct Member {
     /// Where others reach its API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advertise_url: Option<String>,
+    /// Where others' proxies reach its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_url: Option<String>,
 }
 
 /// What a node wants of the lease.

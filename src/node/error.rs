@@ -5,6 +5,7 @@ use crate::archive::{ArchiveError, Fence, PutError};
 use crate::db::DbError;
 use crate::fuse::MountError;
 use crate::peer::ServeError;
+use crate::proxy::ProxyError;
 use crate::store::StoreError;
 use crate::words::{ClusterId, DbName, Pos};
 
@@ -29,6 +30,9 @@ pub enum NodeError {
     /// The HTTP API.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// The proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// Archive and data directory belong to different clusters.
     #[error(
         "the data directory belongs to cluster {local}, but the archive {archive} is of cluster {found}: one of the \
@@ -112,6 +116,7 @@ impl NodeError {
             NodeError::Mount(_)
             | NodeError::Serve(_)
             | NodeError::Diverged { .. }
+            | NodeError::Proxy(_)
             | NodeError::Io { .. }
             | NodeError::Stopped
             | NodeError::Unarchived { .. } => false,

@@ -11,6 +11,7 @@ mod images;
 mod import;
 mod join;
 mod options;
+mod proxy_view;
 mod publish;
 mod reign;
 mod roles;
@@ -20,5 +21,5 @@ mod upkeep;
 
 pub use error::NodeError;
 pub use import::internal_copy;
-pub use options::{LeaseChoice, NodeOptions, OnUnreachable};
+pub use options::{LeaseChoice, NodeOptions, OnUnreachable, ProxyChoice};
 pub use run::{Outcome, run};

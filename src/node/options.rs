@@ -9,6 +9,7 @@ use crate::archive;
 use crate::exec;
 use crate::fuse::MountOptions;
 use crate::object::ObjectStore;
+use crate::proxy::{Address, ProxyOptions};
 use crate::store::LogRetention;
 use crate::words::{Clock, Faults};
 
@@ -35,6 +36,16 @@ pub enum LeaseChoice {
     },
 }
 
+/// The proxy before the application.
+pub struct ProxyChoice {
+    /// How it works.
+    pub options: ProxyOptions,
+    /// Where the proxies of other nodes reach it.
+    pub advertise: Option<Address>,
+    /// How far behind a healthy node may be; zero for any.
+    pub max_lag: Duration,
+}
+
 /// What a node is told.
 pub struct NodeOptions {
     /// The mount.
@@ -59,6 +70,8 @@ pub struct NodeOptions {
     pub hostname: String,
     /// Where other nodes reach this one's API.
     pub advertise_url: Option<String>,
+    /// The proxy before the application.
+    pub proxy: Option<ProxyChoice>,
     /// Whether it may become primary.
     pub candidate: bool,
     /// Whether it asks the primary for the lease once it stands at the head.

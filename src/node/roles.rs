@@ -57,6 +57,7 @@ impl Node {
             node: self.store.node_id(),
             hostname: self.options.hostname.clone(),
             advertise_url: self.options.advertise_url.clone(),
+            proxy_url: self.proxy_url(),
         };
         Ok(match &self.options.lease {
             LeaseChoice::Static if self.options.candidate => Arc::new(StaticLease::primary()),
@@ -80,7 +81,15 @@ impl Node {
             node: NodeId::new(0),
             hostname: host.unwrap_or_else(|| "the primary".to_owned()),
             advertise_url: url,
+            proxy_url: self.proxy_url(),
         }
+    }
+
+    /// Where the other nodes' proxies reach this one's; with a static lease on a node that
+    /// is not the primary, the primary's.
+    fn proxy_url(&self) -> Option<String> {
+        let address = self.options.proxy.as_ref().and_then(|proxy| proxy.advertise.as_ref());
+        address.map(|address| format!("http://{address}"))
     }
 
     fn is_static(&self) -> bool {

@@ -18,10 +18,12 @@ use crate::fuse::{Mount, Unmounted};
 use crate::lease::{Lease, Want};
 use crate::object::{Counted, ObjectStore};
 use crate::peer::{Event, Events, Server, ServerOptions, TxData, serve};
+use crate::proxy::{self, Proxy};
 use crate::store::{Role, Store, StoreOptions};
 use crate::words::NodeId;
 
 use super::follow::Following;
+use super::proxy_view::ProxyView;
 use super::reign::Reign;
 use super::roles::{Reply, Waiting};
 use super::service::{NodeService, Parts, Stage};
@@ -31,6 +33,9 @@ use super::{NodeError, NodeOptions};
 /// How long a stop waits for the storage to know that the lease is free: if it does
 /// not, others wait for the term to end.
 pub(super) const RELEASE: Duration = Duration::from_secs(3);
+
+/// How long a stop waits for requests that the proxy has begun.
+const REQUESTS: Duration = Duration::from_secs(3);
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +108,7 @@ pub(super) struct Serving {
     pub(super) part: Part,
     pub(super) waiting: Waiting,
     mount: Arc<Mount>,
+    proxy: Option<Proxy>,
     exec: Exec,
 }
 
@@ -203,13 +209,14 @@ impl Node {
         };
         let exec = if self.options.exec.is_empty() { Exec::None } else { Exec::Waiting };
         let waiting = Waiting::default();
-        let mut serving = Serving { lease: Arc::clone(lease), part, waiting, mount, exec };
+        let mut serving = Serving { lease: Arc::clone(lease), part, waiting, mount, proxy: None, exec };
         self.service.update(|parts| {
             parts.stage = Stage::Serving;
             parts.mount = Some(Arc::clone(&serving.mount));
         });
         let (mount, role) = (&serving.mount, self.store.role());
         tracing::info!(dir = %mount.dir().display(), passthrough = mount.passthrough(), ?role, "serving");
+        serving.proxy = self.start_proxy()?;
         let result = self.aspire(&mut serving).and_then(|()| self.attend(&mut serving, inbox));
         self.end(serving, result)
     }
@@ -218,6 +225,12 @@ impl Node {
         let notices = self.notices.clone();
         let ended = move || drop(notices.send(Notice::Unmounted));
         Ok(Arc::new(Mount::start(&self.options.mount, Arc::clone(&self.store), ended)?))
+    }
+
+    fn start_proxy(&self) -> Result<Option<Proxy>, NodeError> {
+        let Some(choice) = &self.options.proxy else { return Ok(None) };
+        let view = ProxyView::new(&self.service, choice.max_lag);
+        Ok(Some(proxy::start(choice.options.clone(), view)?))
     }
 
     fn tell_of_commits(&self) {
@@ -318,6 +331,9 @@ impl Node {
             parts.stage = Stage::Stopping;
             parts.mount = None;
         });
+        if let Some(proxy) = serving.proxy {
+            proxy.stop(left().min(REQUESTS));
+        }
         let mut code = result;
         if let Exec::Running(supervisor) = serving.exec {
             let ended = supervisor.stop(left() / 2);

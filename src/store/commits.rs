@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::changes::Changes;
 use crate::db::{CommitListener, Committed, Place, ScannedChange};
 use crate::words::DbName;
 
@@ -29,6 +30,7 @@ pub struct Commits {
     woken: Condvar,
     emptied: Condvar,
     watcher: OnceLock<Watcher>,
+    pub(super) changes: Changes,
 }
 
 type Watcher = Box<dyn Fn(&Committed) + Send + Sync>;
@@ -51,6 +53,10 @@ impl CommitListener for Commits {
 
     fn applied(&self, committed: Committed) {
         self.lock().waiting.push_back(committed);
+    }
+
+    fn moved(&self) {
+        self.changes.tell();
     }
 }
 

@@ -3,6 +3,7 @@
 //! captured transactions that wait to be published. Must not know the archive or
 //! FUSE.
 
+mod changes;
 mod commits;
 mod names;
 mod parked;
@@ -318,6 +319,14 @@ impl Store {
     pub fn set_role(&self, role: Role) {
         self.shared.set_writable(role == Role::Primary);
         *self.role.write().unwrap_or_else(PoisonError::into_inner) = role;
+        self.commits.changes.tell();
+    }
+
+    /// Adds someone who is told, after it, that the role or the readable position of a
+    /// database has changed; not of what. It must return at once and must not call the
+    /// store.
+    pub fn on_change(&self, told: impl Fn() + Send + Sync + 'static) {
+        self.commits.changes.add(Box::new(told));
     }
 
     /// Sets who is told when an application opens a database for writing and may not

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "each test program uses its own part")]
 
 pub mod api;
+pub mod app;
 pub mod content;
 pub mod drivers;
 pub mod mounted;

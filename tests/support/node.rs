@@ -415,7 +415,8 @@ pub fn unmount(dir: &Path) {
     }
 }
 
-fn free_addr() -> SocketAddr {
+/// A port of the loopback that nobody listens on now.
+pub fn free_addr() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("find a free port");
     listener.local_addr().expect("the port that was found")
 }

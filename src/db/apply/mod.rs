@@ -112,6 +112,13 @@ impl LiveApply<'_> {
     /// has changed; it can be tried again. `Damaged`: the pages do not make a database
     /// of the goal's checksum.
     pub fn finish(self, patience: Duration) -> Result<(), DbError> {
+        let (database, goal) = (self.database, self.goal);
+        self.write(patience)?;
+        database.show(goal.pos);
+        Ok(())
+    }
+
+    fn write(self, patience: Duration) -> Result<(), DbError> {
         let deadline = Instant::now() + patience;
         let spool = self.spool.into_inner().unwrap_or_else(PoisonError::into_inner);
         let database = self.database;

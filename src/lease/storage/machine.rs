@@ -12,7 +12,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::record::{Record, State};
+use crate::lease::record::{Record, State};
 use crate::lease::{Holder, Member, Standing, Want};
 use crate::object::{Etag, PutCond};
 use crate::words::Epoch;

@@ -3,7 +3,6 @@
 //! anything itself.
 
 mod machine;
-mod record;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -76,7 +76,12 @@ struct World {
 
 fn machine(node: usize, seed: u64) -> Machine {
     let node = NodeId::new(node as u64 + 1);
-    Machine::new(Member { node, hostname: node.to_string(), advertise_url: None }, TTL, MS * 2000, seed)
+    Machine::new(
+        Member { node, hostname: node.to_string(), advertise_url: None, proxy_url: None },
+        TTL,
+        MS * 2000,
+        seed,
+    )
 }
 
 impl World {

@@ -10,7 +10,7 @@ fn hold() -> Want {
 }
 
 fn member(node: u64) -> Member {
-    Member { node: NodeId::new(node), hostname: format!("n{node}"), advertise_url: None }
+    Member { node: NodeId::new(node), hostname: format!("n{node}"), advertise_url: None, proxy_url: None }
 }
 
 fn machine(node: u64) -> Machine {
