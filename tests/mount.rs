@@ -8,8 +8,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use litefs::db::FileKind;
 use litefs::fuse::{MountError, Passthrough, Unmounted};
 use litefs::store::Role;
+use litefs::words::DbName;
 
 use support::mounted::{BOTH, Client, END, Mounted, open_store, shell};
 use support::{Scratch, can_mount, is_root, wait_for};
@@ -232,7 +234,7 @@ fn a_database_copied_or_moved_in_is_captured() {
             plain.close();
             mounted.ok(command);
             let name = ["b.db", "c.db", "d.db"][number];
-            wait_for("the copy to be captured", || (mounted.txid(name) == 1).then_some(()));
+            assert_eq!(mounted.txid(name), 1, "{command}: captured when it returned");
             let mut client = mounted.connect(name);
             assert_eq!(client.value("PRAGMA integrity_check"), "ok");
             client.rows("INSERT INTO t VALUES (1)");
@@ -242,6 +244,85 @@ fn a_database_copied_or_moved_in_is_captured() {
         mounted.ok("cp $M/b.db $M/../out.db");
         let mut out = Client::open(&scratch.join("out.db"));
         assert_eq!(out.value("SELECT count(*) FROM t WHERE typeof(a) = 'blob'"), "500");
+    }
+}
+
+#[test]
+fn a_copy_that_is_closed_before_its_end_is_captured_whole_in_the_end() {
+    needs_a_mount!();
+    for passthrough in BOTH {
+        let mounted = Mounted::new("early", passthrough);
+        let mut plain = Client::open(&mounted.scratch().join("x.db"));
+        plain.rows("CREATE TABLE t (a)");
+        plain.rows(&format!("INSERT INTO t SELECT randomblob(3000) FROM {}", numbers(200)));
+        plain.close();
+        // A descriptor inherited by a child is closed when the child ends.
+        mounted.ok("python3 -c \"
+import os
+data = open('$M/../x.db', 'rb').read()
+out = os.open('$M/a.db', os.O_CREAT | os.O_WRONLY, 0o644)
+for at in range(0, len(data), 100000):
+    os.pwrite(out, data[at:at + 100000], at)
+    if os.fork() == 0: os._exit(0)
+    os.wait()
+os.pwrite(out, b'x' * 4096, len(data))
+if os.fork() == 0: os._exit(0)
+os.wait()
+os.ftruncate(out, len(data))
+\"");
+        let mut client = mounted.connect("a.db");
+        assert_eq!(client.value("PRAGMA integrity_check"), "ok");
+        assert_eq!(client.value("SELECT count(*) FROM t"), "200");
+        assert_eq!(
+            mounted.txid("a.db"),
+            1,
+            "nothing of a half copy is captured, nor what its header does not count"
+        );
+        client.rows("PRAGMA journal_mode = off");
+        assert!(client.attempt("INSERT INTO t VALUES (1)").is_err());
+    }
+}
+
+/// The image of a database as a reader of its change sets gets it.
+fn captured(mounted: &Mounted, name: &str) -> Vec<u8> {
+    let db = mounted.store.database(&DbName::new(name).expect("a name")).expect("the database");
+    let image = db.image(mounted.scratch().path()).expect("copy the database").expect("it has content");
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut &image.file, &mut bytes).expect("read the copy");
+    bytes
+}
+
+#[test]
+fn a_database_without_a_readable_header_is_captured_when_copied_in_and_when_written() {
+    needs_a_mount!();
+    for passthrough in BOTH {
+        let mounted = Mounted::new("encrypted", passthrough);
+        // As an encrypted one looks. Its pages are of 1024 bytes, which its length does not tell.
+        mounted.ok("head -c 40960 /dev/urandom > $M/../x; cp $M/../x $M/x.db; cmp $M/../x $M/x.db");
+        assert_eq!(mounted.txid("x.db"), 1, "captured when cp returned");
+        for (round, len) in [(2_u64, 40960), (3, 41984)] {
+            mounted.ok(&format!(
+                "python3 -c \"
+import os, struct
+db = os.open('$M/x.db', os.O_RDWR)
+journal = os.open('$M/x.db-journal', os.O_CREAT | os.O_RDWR, 0o644)
+head = bytes.fromhex('d9d505f920a163d7') + struct.pack('>IIIII', 0, {round}, 40, 512, 1024)
+os.pwrite(journal, head.ljust(512, b'\\0'), 0)
+os.pwrite(db, os.urandom(1024), 3072)
+os.pwrite(db, os.urandom(1024), {len} - 1024)
+os.unlink('$M/x.db-journal')
+\""
+            ));
+            assert_eq!(mounted.txid("x.db"), round);
+            assert_eq!(mounted.ok("stat -c %s $M/x.db"), len.to_string());
+            let db = mounted.store.database(&DbName::new("x.db").expect("a name")).expect("the database");
+            assert_eq!(db.shape().0.map(|size| size.get()), Some(1024), "as the journal states");
+            assert!(captured(&mounted, "x.db") == std::fs::read(db.path(FileKind::Database)).expect("read"));
+        }
+        // What is no database at all stays a file.
+        mounted.ok("echo hello > $M/notes.txt; cat $M/notes.txt");
+        assert_eq!(mounted.txid("notes.txt"), 0);
+        drop(mounted);
     }
 }
 

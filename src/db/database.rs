@@ -92,6 +92,11 @@ pub(super) struct State {
     pub nonce: Option<u32>,
     /// Nothing of the file is captured: all of it is dirty.
     pub whole: bool,
+    /// Whoever made the file has it open and has used no journal: it is copied in.
+    pub copying: bool,
+    /// The page size that a journal or WAL has stated since: of an encrypted database
+    /// nothing else tells it.
+    pub stated_size: Option<PageSize>,
     /// The nonce of the journal that was made durable last.
     pub synced_nonce: Option<u32>,
     /// The salts of the WAL that was made durable last.
@@ -106,6 +111,8 @@ pub(super) struct State {
     pub wal_file: Option<Arc<File>>,
     /// The WAL as far as it was captured.
     pub wal: Option<WalTrack>,
+    /// How often applications opened the wal-index.
+    pub shm_opens: u64,
     /// No wal-index will ever publish more frames of this WAL.
     pub wal_sealed: bool,
     /// The saved state is older than `pos`.
@@ -242,6 +249,7 @@ impl Database {
         if !state.exists {
             state.exists = true;
             state.whole = true;
+            state.copying = true;
             state.file = Some(Arc::new(file));
         }
         Ok(())
@@ -280,6 +288,7 @@ impl Database {
         change.enter(&mut state.sums, afresh);
         state.pos = change.meta.post;
         state.page_size = Some(change.meta.page_size);
+        state.stated_size = None;
         state.pages = change.meta.commit;
         state.whole = false;
         state.unsaved = true;

@@ -47,6 +47,7 @@ impl Database {
                 state.wal_file = Some(Arc::new(file.try_clone().map_err(DbError::io("open", &path))?));
                 // Whoever opens a WAL without a wal-index makes one, from the chain.
                 state.wal_sealed = false;
+                state.copying = false;
                 self.has_wal.store(true, Ordering::Release);
             }
             _ => {}
@@ -55,6 +56,11 @@ impl Database {
             self.handles().remove(&kind);
         }
         Ok(file)
+    }
+
+    /// An application has the wal-index open from now on, and has not been told yet.
+    pub fn shm_opened(&self) {
+        self.lock().shm_opens += 1;
     }
 
     /// Reads a file that is not in passthrough.
@@ -270,11 +276,13 @@ impl Database {
         Ok(())
     }
 
-    /// A handle of a file is closed (close(2)): a journal that PERSIST ended is seen.
+    /// A handle of a file is closed (close(2)): a journal that PERSIST ended is seen, what
+    /// was copied in is captured.
     pub fn flush(&self, kind: FileKind) -> Result<(), DbError> {
         match kind {
             FileKind::Journal => self.settle_rollback(&mut self.lock()),
-            FileKind::Database | FileKind::Wal | FileKind::Shm => Ok(()),
+            FileKind::Database => self.capture_copy(&mut self.lock(), false),
+            FileKind::Wal | FileKind::Shm => Ok(()),
         }
     }
 
@@ -340,26 +348,6 @@ impl Database {
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))?;
         self.shared.log.sync()?;
         fs::remove_file(&path).map_err(DbError::io("remove", path))
-    }
-
-    /// A handle is gone. When the last one that wrote a copied-in database closes, the
-    /// copy is captured.
-    pub fn close(&self, kind: FileKind, last: bool, wrote: bool) {
-        if kind != FileKind::Database || !last || !wrote {
-            return;
-        }
-        let mut state = self.lock();
-        let copied_in = state.exists && state.whole && state.nonce.is_none() && !self.has_sidecar();
-        if copied_in && let Err(error) = self.commit_rollback(&mut state) {
-            tracing::error!(db = %self.name, %error, "capturing a copied-in database failed: it is not archived; copy it again");
-        }
-    }
-
-    /// Whether a journal or WAL with content lies beside the database.
-    fn has_sidecar(&self) -> bool {
-        [FileKind::Journal, FileKind::Wal]
-            .into_iter()
-            .any(|kind| fs::metadata(self.path(kind)).is_ok_and(|file| file.len() > 0))
     }
 
     /// Captures what is committed.

@@ -5,9 +5,11 @@
 mod apply;
 mod change;
 mod context;
+mod copied;
 mod database;
 mod dirty;
 mod error;
+mod fence;
 mod files;
 mod image;
 mod install;

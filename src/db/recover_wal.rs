@@ -11,7 +11,7 @@ use super::log::WalEnd;
 use super::recover::remove_if_there;
 use super::wal::WalTrack;
 use super::{Database, DbError, FileKind};
-use crate::sqlite::wal::{Authority, Cursor, WalHeader, checksum, next_transaction};
+use crate::sqlite::wal::{Authority, Cursor, WalHeader, next_transaction};
 use crate::words::{PageSum, Pgno};
 
 /// A WAL that was left, with what is known of it.
@@ -26,26 +26,6 @@ pub(super) struct LeftWal {
 }
 
 impl Database {
-    /// An application may have survived the daemon, with WAL and wal-index still open
-    /// through passthrough: a wal-index of an unknown version makes its next
-    /// transaction fail (wal.c: SQLITE_CANTOPEN) instead of vanishing.
-    pub fn fence(&self) -> Result<(), DbError> {
-        const UNKNOWN_VERSION: u32 = 1;
-        let path = self.path(FileKind::Shm);
-        let file = match OpenOptions::new().write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(DbError::io("open", path)(source)),
-        };
-        let mut copy = [0; 48];
-        copy[0..4].copy_from_slice(&UNKNOWN_VERSION.to_ne_bytes());
-        copy[12] = 1;
-        let sum = checksum(cfg!(target_endian = "big"), &copy[..40], [0, 0]);
-        copy[40..44].copy_from_slice(&sum[0].to_ne_bytes());
-        copy[44..48].copy_from_slice(&sum[1].to_ne_bytes());
-        file.write_all_at(&[copy, copy].concat(), 0).map_err(DbError::io("write", path))
-    }
-
     /// The WAL, if it has something to say. `ends` are the ends of all transactions
     /// that the tail has from WALs, in order.
     pub(super) fn left_wal(&self, ends: &[WalEnd]) -> Result<Option<LeftWal>, DbError> {
@@ -72,6 +52,7 @@ impl Database {
     /// file.
     pub(super) fn recover_wal(&self, state: &mut State, wal: LeftWal) -> Result<(), DbError> {
         let Some(start) = wal.start else { return Ok(()) };
+        self.restate(state, wal.header.page_size)?;
         state.wal = Some(WalTrack::new(wal.header, start, state.pages));
         self.capture_chain(state, &wal.file, &wal.header)?;
         let frames = state.wal.take().map_or(0, |track| track.end.frames);

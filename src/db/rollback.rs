@@ -7,13 +7,11 @@
 use std::fs::File;
 
 use super::change::{Builder, Change, Facts};
+use super::copied::fitting_size;
 use super::database::{Prepared, State, old_sum};
 use super::{Batch, Database, DbError, FileKind, Kind};
 use crate::sqlite::{ReadAt, header, journal};
 use crate::words::{PageSize, Pgno};
-
-/// Bytes of a journal's header that matter (file format §3: 28 bytes).
-const JOURNAL_HEADER: usize = 28;
 
 /// A change set with what it does to the database's shape.
 pub(super) struct Built {
@@ -22,23 +20,30 @@ pub(super) struct Built {
 }
 
 impl Database {
-    /// The nonce of the journal that is in force; `None` if there is no valid one.
-    pub(super) fn journal_nonce(&self, state: &State) -> Result<Option<u32>, DbError> {
+    /// The header of the journal that is in force; `None` if there is no valid one.
+    fn journal_header(&self, state: &State) -> Result<Option<journal::Header>, DbError> {
         let Some(journal) = &state.journal else { return Ok(None) };
-        let mut bytes = [0; JOURNAL_HEADER];
-        let len =
-            journal.read_upto(&mut bytes, 0).map_err(DbError::io("read", self.path(FileKind::Journal)))?;
-        Ok(journal::Header::parse(&bytes[..len]).map(|header| header.nonce))
+        journal::Header::read(&**journal).map_err(DbError::io("read", self.path(FileKind::Journal)))
+    }
+
+    /// Its nonce.
+    pub(super) fn journal_nonce(&self, state: &State) -> Result<Option<u32>, DbError> {
+        Ok(self.journal_header(state)?.map(|header| header.nonce))
     }
 
     /// Before a change of the database file in a rollback mode: captures a
     /// transaction whose end was not seen, refuses a change that no journal covers.
     pub(super) fn before_rollback_write(&self, state: &mut State) -> Result<(), DbError> {
-        let nonce = self.journal_nonce(state)?;
+        let header = self.journal_header(state)?;
+        let nonce = header.map(|header| header.nonce);
         if state.nonce.is_some() && state.nonce != nonce {
             self.commit_rollback(state)?;
         }
-        if nonce.is_none() && !state.whole {
+        if let Some(header) = header {
+            state.stated_size = header.page_size;
+            state.copying = false;
+        }
+        if nonce.is_none() && !state.whole && !state.copying {
             tracing::error!(db = %self.name, "refused an unjournaled change: journal_mode MEMORY and OFF have no commit point");
             return Err(DbError::Unjournaled { db: self.name.clone() });
         }
@@ -145,10 +150,11 @@ impl Database {
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))
     }
 
-    /// The page size and the size in pages that the file now has: its header's, else
-    /// the page size that it had, else what the journal says (an encrypted database has
-    /// no readable header), and the length of the file. SQLite shortens the file only
-    /// after the commit (pager.c, pager_end_transaction), so the header counts.
+    /// The page size and the size in pages that the file now has: its header's, else (an
+    /// encrypted database has no readable one) what its journal or WAL stated, else the
+    /// page size that it had, else one that fits, and the length of the file. SQLite
+    /// shortens the file only after the commit (pager.c, pager_end_transaction), so the
+    /// header counts.
     fn shape_now(&self, state: &State, file: &File, len: u64) -> Result<Option<(PageSize, u32)>, DbError> {
         let by_len = |size: PageSize| {
             u32::try_from(len.div_ceil(u64::from(size.get())))
@@ -164,15 +170,23 @@ impl Database {
                 header.pages().filter(|stated| *stated < pages).unwrap_or(pages),
             )));
         }
-        if let Some(size) = state.page_size {
-            return Ok(Some((size, by_len(size)?)));
-        }
-        let Some(journal) = &state.journal else { return Ok(None) };
-        let mut bytes = [0; JOURNAL_HEADER];
-        let read =
-            journal.read_upto(&mut bytes, 0).map_err(DbError::io("read", self.path(FileKind::Journal)))?;
-        let size = journal::Header::parse(&bytes[..read]).and_then(|header| header.page_size);
+        let fits = |size: &PageSize| len.is_multiple_of(u64::from(size.get()));
+        let size = state.stated_size.or(state.page_size.filter(fits));
+        let size = size.or_else(|| fitting_size(len)).or(state.page_size);
         size.map(|size| by_len(size).map(|pages| (size, pages))).transpose()
+    }
+
+    /// A WAL states another page size than was captured: that was taken for one that
+    /// fits, since the header cannot be read. The database is captured in its own pages.
+    pub(super) fn restate(&self, state: &mut State, size: PageSize) -> Result<(), DbError> {
+        if state.page_size.is_none_or(|captured| captured == size) {
+            return Ok(());
+        }
+        state.stated_size = Some(size);
+        match self.build_rollback(state)? {
+            Some(built) if built.afresh => self.commit_change(state, &built.change, true),
+            _ => Ok(()),
+        }
     }
 
     /// The pending change set; `None` if nothing changed, or if the file is no

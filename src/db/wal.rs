@@ -103,10 +103,17 @@ impl Database {
             // What comes from here on was applied.
             return Ok(Captured::Settled);
         }
-        let seen = self.observe(barrier)?;
-        let mut state = self.lock();
-        self.capture_frames(&mut state, &seen)?;
-        Ok(if seen.locked { Captured::Again } else { Captured::Settled })
+        loop {
+            let opens = self.lock().shm_opens;
+            let seen = self.observe(barrier)?;
+            let mut state = self.lock();
+            if state.shm_opens != opens {
+                // Whoever opened the wal-index meanwhile may have written since.
+                continue;
+            }
+            self.capture_frames(&mut state, &seen)?;
+            return Ok(if seen.locked { Captured::Again } else { Captured::Settled });
+        }
     }
 
     /// What the mount says of the wal-index now.
@@ -144,15 +151,13 @@ impl Database {
         };
         let authority = match seen.index {
             Some(None) if !state.wal_sealed => Authority::Chain,
-            Some(Some(index)) if index.salt == header.salt => {
-                state.wal_sealed = false;
-                Authority::Index(index.frames)
-            }
+            Some(Some(index)) if index.salt == header.salt => Authority::Index(index.frames),
             // The wal-index and the WAL speak of different generations, or nobody will
             // publish more of this one.
             _ => return Ok(()),
         };
         if state.wal.as_ref().is_none_or(|track| track.header.salt != header.salt) {
+            self.restate(state, header.page_size)?;
             state.wal = Some(WalTrack::new(header, header.start(), state.pages));
         }
         if let Authority::Index(frames) = authority {

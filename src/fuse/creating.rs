@@ -53,6 +53,7 @@ impl Tree {
         new: New,
         register: Register<'_>,
     ) -> Result<Created, Errno> {
+        let _open = self.may_open(caller)?;
         let (parent, path) = self.child(caller, parent, name)?;
         let mode = new.mode & 0o7777;
         let exclusive = new.flags & libc::O_EXCL != 0;
@@ -65,7 +66,7 @@ impl Tree {
             Found::Nothing(_) => None,
         };
         if let Some((node, attr)) = existing {
-            let opened = self.open(caller, node.ino, new.flags, register);
+            let opened = self.open_there(caller, node.ino, new.flags, register);
             return match opened {
                 Ok(opened) => Ok(Created { attr, opened }),
                 Err(error) => {

@@ -51,6 +51,11 @@ impl Handles {
         self.open.write().remove(&fh)
     }
 
+    /// Whether an application has a file open.
+    pub(super) fn used(&self) -> bool {
+        self.open.read().values().any(|handle| !handle.own)
+    }
+
     /// Takes every handle: what is still open when the mount has ended.
     pub(super) fn drain(&self) -> Vec<Arc<Handle>> {
         self.open.write().drain().map(|(_, handle)| handle).collect()

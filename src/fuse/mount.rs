@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::adapter::Adapter;
 use super::counters::{Counters, OpCounts};
@@ -33,6 +33,12 @@ const LOOPS: usize = 1;
 
 /// How long a mount that is dropped waits for applications to leave.
 const AT_DROP: Duration = Duration::from_millis(500);
+
+/// How often it is asked whether applications have left.
+const LEAVING: Duration = Duration::from_millis(5);
+
+/// How long a forced unmount waits for the commits that are under way.
+const LAST_COMMIT: Duration = Duration::from_secs(1);
 
 /// How an unmount went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +134,7 @@ impl Mount {
             notes,
             unsynced: Unsynced::default(),
             passthrough: AtomicBool::new(false),
+            closing: RwLock::new(false),
             check: options.allow_other,
             under,
         });
@@ -176,21 +183,42 @@ impl Mount {
             self.ended.wait(patience);
             return Ok(Unmounted::Before);
         }
-        self.tree.store.unset_mount();
-        self.tree.watch.stop();
-        self.tree.own.stop();
-        let unmounted = self.leave(patience)?;
+        let deadline = Instant::now() + patience;
+        let unmounted = if self.wait_unused(deadline) {
+            self.tree.watch.stop();
+            self.tree.own.stop();
+            self.leave(deadline)?
+        } else {
+            self.drive_out()?
+        };
         // The loops have ended but for a lazily unmounted mount of an ordinary user,
         // which lasts as long as its applications.
         if !self.ended.wait(Duration::from_secs(10)) {
             tracing::warn!("applications still use {}, which is unmounted", self.dir.display());
         }
+        self.tree.own.stop();
         notify::post(&self.tree.notes, Note::Stop);
         Ok(unmounted)
     }
 
-    fn leave(&self, patience: Duration) -> Result<Unmounted, MountError> {
-        let deadline = Instant::now() + patience;
+    /// Waits until no application has a file open; from then on none is opened. Until
+    /// then everything goes on as before: what those that leave do to a WAL is judged by
+    /// its wal-index. False if applications stay.
+    fn wait_unused(&self, deadline: Instant) -> bool {
+        while !self.tree.close_unused() {
+            if self.ended.wait(LEAVING) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                self.tree.close();
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Unmounts what nobody has a file open in, but perhaps a working directory.
+    fn leave(&self, deadline: Instant) -> Result<Unmounted, MountError> {
         loop {
             if self.ended.is() {
                 return Ok(Unmounted::Before);
@@ -199,17 +227,33 @@ impl Mount {
                 Ok(()) => return Ok(Unmounted::Clean),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                     if Instant::now() >= deadline {
-                        tracing::warn!("{} is in use: unmounting it by force", self.dir.display());
-                        mounting::abort(&self.dir).map_err(MountError::io("unmount", &self.dir))?;
-                        return Ok(Unmounted::Forced);
+                        return self.abort();
                     }
-                    std::thread::sleep(Duration::from_millis(20));
+                    std::thread::sleep(LEAVING);
                 }
                 // EINVAL: not mounted any more; the session is about to learn it.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Unmounted::Before),
                 Err(source) => return Err(MountError::io("unmount", &self.dir)(source)),
             }
         }
+    }
+
+    /// Takes the mount from applications that stay. What they committed is captured
+    /// before, and they commit nothing after.
+    fn drive_out(&self) -> Result<Unmounted, MountError> {
+        let deadline = Instant::now() + LAST_COMMIT;
+        let locks: Vec<_> = self.tree.store.databases().iter().map(|db| db.drive_out(deadline)).collect();
+        self.tree.watch.stop();
+        let unmounted = self.abort();
+        // Until it is certain.
+        drop(locks);
+        unmounted
+    }
+
+    fn abort(&self) -> Result<Unmounted, MountError> {
+        tracing::warn!("{} is in use: unmounting it by force", self.dir.display());
+        mounting::abort(&self.dir).map_err(MountError::io("unmount", &self.dir))?;
+        Ok(Unmounted::Forced)
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{BackingId, Errno, FopenFlags};
+use parking_lot::RwLockReadGuard;
 
 use super::handles::Handle;
 use super::inodes::{Node, What};
@@ -40,6 +41,18 @@ pub(super) struct How {
 impl Tree {
     /// OPEN.
     pub(super) fn open(
+        &self,
+        caller: Caller,
+        ino: u64,
+        flags: i32,
+        register: Register<'_>,
+    ) -> Result<Opened, Errno> {
+        let _open = self.may_open(caller)?;
+        self.open_there(caller, ino, flags, register)
+    }
+
+    /// Opens what is there; [`Tree::may_open`] was asked.
+    pub(super) fn open_there(
         &self,
         caller: Caller,
         ino: u64,
@@ -97,6 +110,24 @@ impl Tree {
                 self.opened(node, file, How { write, created: false, own }, register)
             }
         }
+    }
+
+    /// Files are opened until the mount ends, and it does not end while the guard lives.
+    pub(super) fn may_open(&self, caller: Caller) -> Result<RwLockReadGuard<'_, bool>, Errno> {
+        let closing = self.closing.read();
+        if *closing && !self.own.is(caller.pid) { Err(Errno::ENOTCONN) } else { Ok(closing) }
+    }
+
+    /// Opens nothing more if no application has anything open.
+    pub(super) fn close_unused(&self) -> bool {
+        let mut closing = self.closing.write();
+        *closing |= !self.handles.used();
+        *closing
+    }
+
+    /// Opens nothing more.
+    pub(super) fn close(&self) {
+        *self.closing.write() = true;
     }
 
     fn open_text(&self, node: Arc<Node>, text: Option<String>) -> Opened {
@@ -166,8 +197,12 @@ impl Tree {
             FileKind::Journal => {}
             FileKind::Wal if first => self.watch.wal(node.ino, db),
             FileKind::Wal => {}
-            FileKind::Shm if first => self.own.appeared(node),
-            FileKind::Shm => {}
+            FileKind::Shm => {
+                db.shm_opened();
+                if first {
+                    self.own.appeared(node);
+                }
+            }
         }
     }
 

@@ -53,7 +53,7 @@ type Header = Box<[u8; WAL_INDEX_HEADER]>;
 enum Order {
     Open { ino: u64, path: PathBuf },
     Close { ino: u64 },
-    Read { ino: u64, answer: Sender<io::Result<Option<Header>>> },
+    Read { ino: u64, path: PathBuf, answer: Sender<io::Result<Header>> },
     Do(own_files::Job),
     Stop,
 }
@@ -133,7 +133,7 @@ impl Own {
         self.order(Order::Open { ino: node.ino, path: self.dir.join(&node.path) });
     }
 
-    /// The last application closed it, or it is being unlinked.
+    /// The last application closed it, or it was unlinked.
     pub(super) fn vanished(&self, ino: u64) {
         self.receive();
         if self.slots.lock().remove(&ino).is_some() {
@@ -213,9 +213,9 @@ impl Own {
         used.then_some(node)
     }
 
-    fn read_through_mount(&self, ino: u64) -> io::Result<Option<Header>> {
+    fn read_through_mount(&self, ino: u64, path: PathBuf) -> io::Result<Header> {
         let (answer, header) = crossbeam_channel::bounded(1);
-        self.order(Order::Read { ino, answer });
+        self.order(Order::Read { ino, path, answer });
         header.recv_timeout(PATIENCE).map_err(|_| {
             io::Error::new(io::ErrorKind::TimedOut, "the own mount does not answer a read of the wal-index")
         })?
@@ -226,7 +226,7 @@ impl OwnMount for Own {
     fn wal_index(&self, db: &DbName) -> io::Result<WalIndex> {
         let Some(node) = self.shm(db) else { return Ok(WalIndex::Unused) };
         if !self.passthrough.load(Ordering::Acquire) {
-            return Ok(self.read_through_mount(node.ino)?.map_or(WalIndex::Unused, WalIndex::Used));
+            return self.read_through_mount(node.ino, self.dir.join(&node.path)).map(WalIndex::Used);
         }
         let Some(file) = node.opens().file.clone() else { return Ok(WalIndex::Unused) };
         read_header(&file).map(WalIndex::Used)
@@ -332,17 +332,10 @@ impl Client<'_> {
                 self.open.remove(&ino);
                 Ok(())
             }
-            Order::Read { ino, answer } => {
+            Order::Read { ino, path, answer } => {
                 self.try_open(ino)?;
-                let header = match self.open.get(&ino) {
-                    Some(file) => read_header(file).map(Some),
-                    // The kernel has not had the answer to the CREATE: nobody can have
-                    // written.
-                    None if self.wanted.contains_key(&ino) => Ok(Some(Box::new([0; WAL_INDEX_HEADER]))),
-                    // Closed meanwhile.
-                    None => Ok(None),
-                };
-                let _ = answer.send(header);
+                // Who no longer waits has given up.
+                let _ = answer.send(self.read(ino, &path));
                 Ok(())
             }
             Order::Do(job) => {
@@ -350,6 +343,20 @@ impl Client<'_> {
                 Ok(())
             }
             Order::Stop => Ok(()),
+        }
+    }
+
+    /// The wal-index's first bytes. Those of one that is not there are zeros, as while
+    /// SQLite makes it: they say nothing, not that there is no wal-index.
+    fn read(&self, ino: u64, path: &Path) -> io::Result<Header> {
+        if let Some(file) = self.open.get(&ino) {
+            return read_header(file);
+        }
+        match open_in_mount(ino, path) {
+            Ok(file) => read_header(&file),
+            // The kernel has not had the answer to the CREATE, or it went meanwhile.
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::STALE) => Ok(Box::new([0; WAL_INDEX_HEADER])),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -471,15 +478,29 @@ mod tests {
         let own = Own::start(dir.path(), Arc::new(Inodes::new()), notes).expect("start");
         let ino = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&path).expect("stat"));
         own.slots.lock().insert(ino, Slot::Waiting);
-        own.order(Order::Open { ino, path });
+        own.order(Order::Open { ino, path: path.clone() });
         // Orders are done one by one: this answer comes after the descriptor was sent.
-        let header = own.read_through_mount(ino).expect("read").expect("open");
+        let header = own.read_through_mount(ino, path.clone()).expect("read");
         assert_eq!(header[..], [7; WAL_INDEX_HEADER]);
         assert!(own.receive());
         let slots = own.slots.lock();
         let Some(Slot::Ready(descriptor)) = slots.get(&ino) else { panic!("no descriptor") };
         assert!(!write_locked(descriptor.as_fd()).expect("ask"));
         drop(slots);
+        own.stop();
+    }
+
+    #[test]
+    fn a_wal_index_that_went_says_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a-shm");
+        std::fs::write(&path, [7; 200]).expect("write");
+        let (notes, _kept) = crossbeam_channel::unbounded();
+        let own = Own::start(dir.path(), Arc::new(Inodes::new()), notes).expect("start");
+        let ino = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&path).expect("stat"));
+        assert_eq!(own.read_through_mount(ino, path.clone()).expect("read")[..], [7; WAL_INDEX_HEADER]);
+        std::fs::remove_file(&path).expect("remove");
+        assert_eq!(own.read_through_mount(ino, path).expect("read")[..], [0; WAL_INDEX_HEADER]);
         own.stop();
     }
 

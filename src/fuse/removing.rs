@@ -42,10 +42,11 @@ impl Tree {
                 self.unsynced.changed(&parent.path, backing.parent().unwrap_or(Path::new("/")));
             }
             What::File(db, kind) => {
+                db.remove(*kind).map_err(errno::report)?;
                 if *kind == FileKind::Shm {
+                    // Not before: what it says of the WAL was asked for a last time.
                     self.own.vanished(node.ino);
                 }
-                db.remove(*kind).map_err(errno::report)?;
                 let backing = db.path(*kind);
                 self.unsynced.changed(&parent.path, backing.parent().unwrap_or(Path::new("/")));
                 if *kind == FileKind::Database {

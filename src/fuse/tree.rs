@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use fuser::{Errno, FileAttr};
+use parking_lot::RwLock;
 
 use super::attributes::{self, LONG, NEVER};
 use super::handles::{Handle, Handles};
@@ -38,6 +39,8 @@ pub(super) struct Tree {
     pub unsynced: Unsynced,
     /// Whether journal, WAL and shm are passed through; settled before the first open.
     pub passthrough: AtomicBool,
+    /// Nothing is opened any more: the mount is ending.
+    pub closing: RwLock<bool>,
     /// Whether rights are checked: where only the owner may enter, there is no need.
     pub check: bool,
     /// The directory below the mount: its mode and owner are the root's.

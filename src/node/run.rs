@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use crate::exec::{self, Supervisor};
-use crate::fuse::{Mount, Unmounted};
+use crate::fuse::Mount;
 use crate::lease::{Lease, Want};
 use crate::object::{Counted, ObjectStore};
 use crate::peer::{Event, Events, Server, ServerOptions, TxData, serve};
@@ -349,10 +349,8 @@ impl Node {
             }
             part => part,
         };
-        match serving.mount.unmount(left() / 4) {
-            Ok(Unmounted::Forced) => self.fence(),
-            Ok(Unmounted::Clean | Unmounted::Before) => {}
-            Err(error) => tracing::error!(%error, "unmounting failed"),
+        if let Err(error) = serving.mount.unmount(left() / 4) {
+            tracing::error!(%error, "unmounting failed");
         }
         drop(serving.mount);
         for database in self.store.databases() {
@@ -389,16 +387,6 @@ impl Node {
             });
         }
         code
-    }
-
-    /// Applications that were still in the mount may go on in WAL and wal-index through
-    /// passthrough: what they commit after the drain would be nobody's.
-    fn fence(&self) {
-        for database in self.store.databases() {
-            if let Err(error) = database.fence() {
-                tracing::error!(db = %database.name(), %error, "applications that stayed could not be kept from writing: end them");
-            }
-        }
     }
 
     fn close(&self, result: Result<Outcome, NodeError>) -> Result<Outcome, NodeError> {

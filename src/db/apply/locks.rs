@@ -18,7 +18,7 @@ pub(super) const SHARED: Range<u64> = 0x4000_0002..0x4000_0200;
 const ALL: Range<u64> = 0x4000_0000..0x4000_0200;
 
 /// Held alone while frames are appended.
-pub(super) const WAL_WRITE: Range<u64> = lock::WRITE..lock::WRITE + 1;
+pub(in super::super) const WAL_WRITE: Range<u64> = lock::WRITE..lock::WRITE + 1;
 /// Held alone by a checkpoint.
 pub(super) const WAL_CHECKPOINT: Range<u64> = lock::CHECKPOINT..lock::CHECKPOINT + 1;
 /// Checkpoint, recovery, and every reader: alone for whoever makes the wal-index.
@@ -39,7 +39,7 @@ const SOON: Duration = Duration::from_micros(100);
 const LATE: Duration = Duration::from_millis(5);
 
 /// Takes a lock, waiting for others until `deadline`; false if it was in vain.
-pub(super) fn lock_until(
+pub(in super::super) fn lock_until(
     file: &dyn OwnFile,
     to: LockTo,
     bytes: Range<u64>,

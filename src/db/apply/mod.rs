@@ -15,7 +15,7 @@ mod checkpoint;
 mod exclusive;
 mod frames;
 mod hold;
-mod locks;
+pub(super) mod locks;
 mod spool;
 mod writer;
 
