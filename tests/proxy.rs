@@ -14,9 +14,24 @@ use support::{Node, Scratch, Settings, can_mount, wait_for};
 fn node(base: &Path, mode: Option<&str>) -> (Node, App, SocketAddr) {
     let app = App::start(&base.join("mnt/app.db"), mode);
     let proxy = free_addr();
-    let more = format!("[proxy]\naddr = \"{proxy}\"\ntarget = \"{}\"\ndb = \"app.db\"\n", app.addr);
+    let more = format!(
+        "[proxy]\naddr = \"{proxy}\"\nadvertise-url = \"http://{proxy}\"\ntarget = \"{}\"\ndb = \"app.db\"\n\
+         wait-timeout = \"120s\"\n",
+        app.addr
+    );
     (Node::new(base, Settings { more, ..Settings::default() }), app, proxy)
 }
+
+/// Node `name` of a cluster whose archive is `base/archive`.
+fn member(base: &Path, name: &str, lease: &'static str) -> (Node, App, SocketAddr) {
+    let dir = base.join(name);
+    std::fs::create_dir_all(&dir).expect("create the node's directory");
+    let (mut node, app, proxy) = node(&dir, Some("wal"));
+    node.settings.lease = lease;
+    (node.with_archive(&base.join("archive")), app, proxy)
+}
+
+const LEASE: &str = "type = \"storage\"\nttl = \"2s\"";
 
 /// The most memory that the node's process has used, in bytes.
 fn memory(node: &Node) -> u64 {
@@ -92,4 +107,88 @@ fn a_proxy_that_cannot_listen_ends_the_node_and_says_why() {
     assert_eq!(node.wait_end().code(), Some(1));
     assert!(node.log().contains("set another proxy.addr"), "{}", node.log());
     assert!(!node.is_mounted());
+}
+
+/// How many writes and reads the test of one's own writes makes.
+fn tries() -> u64 {
+    std::env::var("LITEFS_PROXY_TRIES").ok().and_then(|tries| tries.parse().ok()).unwrap_or(40)
+}
+
+#[test]
+fn a_client_reads_its_own_writes_through_any_node() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    let scratch = Scratch::new("proxy-own-writes");
+    let (mut first, _app, one) = member(scratch.path(), "first", LEASE);
+    let (mut second, _other, two) = member(scratch.path(), "second", LEASE);
+    first.start();
+    second.start();
+    second.wait_role("replica");
+    let (mut here, mut there) = (Client::open(one), Client::open(two));
+    for n in 1..=tries() {
+        // Written through either node, always by the primary; read through the other.
+        let (writer, reader) = if n % 2 == 0 { (&mut here, &mut there) } else { (&mut there, &mut here) };
+        assert_eq!(writer.number("POST /add"), n);
+        reader.token = writer.token.clone();
+        assert_eq!(reader.number("GET /count"), n, "a stale read");
+        assert_eq!(there.number("GET /count"), n, "a stale read on the replica");
+    }
+    assert_eq!(there.ask("GET /litefs/health").status, 200);
+    drop((here, there));
+    second.stop();
+    first.stop();
+}
+
+#[test]
+fn writes_wait_through_a_change_of_the_primary() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    let scratch = Scratch::new("proxy-change");
+    let (mut first, _app, _) = member(scratch.path(), "first", LEASE);
+    let (mut second, _other, two) = member(scratch.path(), "second", LEASE);
+    first.start();
+    second.start();
+    second.wait_role("replica");
+    let mut client = Client::open(two);
+    assert_eq!(client.number("POST /add"), 1);
+    let stopping = std::thread::spawn(move || first.stop());
+    let mut count = 1;
+    while !stopping.is_finished() || count < 20 {
+        count += 1;
+        assert_eq!(client.number("POST /add"), count, "a write was lost or done twice");
+    }
+    stopping.join().expect("the first node stops");
+    assert_eq!(client.number("POST /add"), count + 1);
+    second.wait_role("primary");
+    drop(client);
+    second.stop();
+}
+
+#[test]
+fn a_write_wakes_a_node_that_rests() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    const RESTING: &str = "type = \"storage\"\nttl = \"2s\"\nrelease-on-idle = \"200ms\"";
+    let scratch = Scratch::new("proxy-rest");
+    let (mut first, _app, one) = member(scratch.path(), "first", RESTING);
+    let (mut second, _other, two) = member(scratch.path(), "second", RESTING);
+    first.start();
+    second.start();
+    let mut client = Client::open(one);
+    for n in 0..4 {
+        assert_eq!(client.number("POST /add"), 2 * n + 1);
+        first.wait_role("replica");
+        // Whoever wrote last rests now; the write goes there, or is done here.
+        let token = client.token.take();
+        client = Client::open(if n % 2 == 0 { two } else { one });
+        client.token = token;
+        assert_eq!(client.number("POST /add"), 2 * n + 2);
+        first.wait_role("replica");
+        second.wait_role("replica");
+    }
+    // Asleep for good: the other takes its place.
+    first.stop();
+    let token = client.token.take();
+    client = Client::open(two);
+    client.token = token;
+    assert_eq!(client.number("POST /add"), 9);
+    drop(client);
+    second.stop();
 }

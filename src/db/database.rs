@@ -161,8 +161,11 @@ impl Database {
         *self.readable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Readers see this position from now on.
+    /// Readers see this position from now on, unless they do not see the database yet.
     pub(super) fn show(&self, pos: Pos) {
+        if self.is_hidden() {
+            return;
+        }
         *self.readable.lock().unwrap_or_else(PoisonError::into_inner) = pos;
         self.shared.listener.moved();
     }

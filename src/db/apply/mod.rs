@@ -66,6 +66,12 @@ pub struct Hidden<'a>(&'a Database);
 impl Drop for Hidden<'_> {
     fn drop(&mut self) {
         self.0.hidden.store(false, Ordering::Release);
+        if let Some(own) = self.0.shared.own()
+            && let Err(error) = own.settle()
+        {
+            tracing::debug!(db = %self.0.name, %error, "the kernel was not told of a new database");
+        }
+        self.0.show(self.0.pos());
     }
 }
 
