@@ -92,12 +92,17 @@ fn options(config: &Config) -> Result<NodeOptions, CliError> {
             OnUnreachable::ServeStale => node::OnUnreachable::ServeStale,
         },
         shutdown_timeout: storage.shutdown_timeout,
-        lease: match lease.kind {
+        lease: match &lease.kind {
             LeaseKind::Storage => LeaseChoice::Storage {
                 store: place::configured(config)?.open_for_lease(lease.ttl)?,
                 ttl: lease.ttl,
             },
-            LeaseKind::Static | LeaseKind::Consul(_) => LeaseChoice::Static,
+            LeaseKind::Static => LeaseChoice::Static,
+            LeaseKind::Consul(consul) => LeaseChoice::Consul {
+                place: consul.place.clone(),
+                ttl: consul.ttl,
+                lock_delay: consul.lock_delay,
+            },
         },
         hostname: lease.hostname.clone(),
         advertise_url: lease.advertise_url.clone(),

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::exec::Command;
+use crate::lease::ConsulPlace;
 use crate::proxy::Address;
 use crate::words::DbName;
 
@@ -184,10 +185,9 @@ pub enum LeaseKind {
 /// Where Consul is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Consul {
-    /// Its address; a password in it is the ACL token.
-    pub url: Secret,
-    /// The key of the lease.
-    pub key: String,
+    /// The agent, by an address in which a password is the ACL token and a path the key's
+    /// prefix, and the key.
+    pub place: ConsulPlace,
     /// The session's time to live.
     pub ttl: Duration,
     /// How long the key stays locked after a session was lost.

@@ -203,12 +203,24 @@ fn hostname() -> String {
 fn consul(mut section: Section<'_>, ttl: Duration) -> Result<Consul, Fault> {
     let at = section.at();
     let missing = |key: &str| Fault::new(at, format!("lease.consul.{key} is missing"));
+    let url = section.full_text("url")?.ok_or_else(|| missing("url"))?;
+    let key = section.full_text("key")?.ok_or_else(|| missing("key"))?;
+    let place = ConsulPlace::new(&url, &key);
     let consul = Consul {
-        url: section.full_text("url")?.ok_or_else(|| missing("url"))?.into(),
-        key: section.full_text("key")?.ok_or_else(|| missing("key"))?,
+        place: place.map_err(|why| section.fault("url", format!("lease.consul: {why}")))?,
         ttl: section.duration("ttl")?.unwrap_or(ttl),
         lock_delay: section.duration("lock-delay")?.unwrap_or(Duration::from_secs(1)),
     };
+    let day = Duration::from_secs(86_400);
+    if !(Duration::from_secs(10)..=day).contains(&consul.ttl) {
+        return Err(
+            section.fault("ttl", "lease.consul.ttl must be from 10s to 24h: Consul has no other sessions")
+        );
+    }
+    if consul.lock_delay > Duration::from_secs(60) {
+        return Err(section
+            .fault("lock-delay", "lease.consul.lock-delay must be at most 60s: Consul has no longer one"));
+    }
     section.end()?;
     Ok(consul)
 }

@@ -174,12 +174,28 @@ fn a_proxy_has_the_documented_defaults_and_refuses_what_it_cannot_work_with() {
 }
 
 #[test]
+fn a_lease_in_consul_keeps_its_token_to_itself_and_consuls_limits() {
+    let consul = "[lease]\ntype = \"consul\"\n[lease.consul]\nurl = \"http://:s3cret@c/apps\"\nkey = \"k\"\n";
+    let config = parse(&format!("{SMALL}{consul}")).expect("a lease");
+    let LeaseKind::Consul(lease) = &config.lease.kind else { panic!("{:?}", config.lease) };
+    assert_eq!((lease.ttl, lease.lock_delay), (Duration::from_secs(10), Duration::from_secs(1)));
+    assert!(!format!("{config:?}").contains("s3cret"));
+    for (more, line, words) in
+        [("ttl = \"5s\"\n", 8, "from 10s to 24h"), ("lock-delay = \"2m\"\n", 8, "at most 60s")]
+    {
+        let said = refused(&format!("{SMALL}{consul}{more}"));
+        assert!(said.starts_with(&format!("/etc/app/litefs.toml:{line}: ")), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+    assert!(
+        refused(&format!("{SMALL}{}", consul.replace("http://:s3cret@c/apps", "c:8500")))
+            .contains("must look like")
+    );
+}
+
+#[test]
 fn what_is_not_built_is_refused_and_not_ignored() {
-    for (text, line) in [
-        ("[lease]\ntype = \"consul\"\n[lease.consul]\nurl = \"http://c\"\nkey = \"k\"\n", 4),
-        ("hydration = \"lazy\"\n", 3),
-        ("durability = \"archive\"\n", 3),
-    ] {
+    for (text, line) in [("hydration = \"lazy\"\n", 3), ("durability = \"archive\"\n", 3)] {
         let said = refused(&format!("{SMALL}{text}"));
         assert!(said.starts_with(&format!("/etc/app/litefs.toml:{line}: ")), "{said}");
         assert!(said.contains("not built into this version"), "{said}");

@@ -12,7 +12,6 @@ pub(super) const HYDRATION: Hydration = Hydration::Full;
 pub(super) fn refuse(config: &Config, places: &Places) -> Result<(), Fault> {
     let (storage, lease) = (&config.storage, &config.lease);
     let refused = [
-        (matches!(lease.kind, LeaseKind::Consul(_)), "lease.type", "lease.type = \"consul\"", "\"storage\""),
         (!lease.databases.is_empty(), "lease.databases", "lease.databases", "no such key"),
         (
             storage.hydration == Hydration::Lazy,

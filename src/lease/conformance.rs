@@ -84,29 +84,69 @@ fn the_storage_lease_conforms() {
     run(&|node| storage_lease(&store, node, LONG));
 }
 
-#[test]
-fn a_released_lease_goes_to_who_wants_it_without_waiting_for_its_time_to_live() {
-    let store: Arc<dyn ObjectStore> = Arc::new(MemoryStore::new());
-    let (one, two) = (storage_lease(&store, 1, LONG), storage_lease(&store, 2, LONG));
+/// More of the suite, for leases that several nodes can hold.
+fn run_shared(open: &dyn Fn(u64) -> Arc<dyn Lease>) {
+    // A released lease goes to who wants it without waiting for its time to live.
+    let (one, two, three) = (open(1), open(2), open(3));
     one.want(hold(0));
-    assert_eq!(wait_held(&*one), Epoch::new(1));
+    let first = wait_held(&*one);
     two.want(hold(0));
     wait(&*two, |standing| matches!(standing.holder, Holder::Other { .. }));
     one.want(Want::Nothing);
-    assert_eq!(wait_held(&*two), Epoch::new(2));
+    let second = wait_held(&*two);
+    assert!(second > first);
+    // One that is given goes to the node that it is given to.
+    one.want(hold(0));
+    three.want(hold(0));
+    two.want(Want::GiveTo(NodeId::new(3)));
+    let third = wait_held(&*three);
+    assert!(third > second);
+    assert_eq!(one.standing().holder.this(), None);
+    // A node that starts again has its lease at once; those that wait see that it lives.
+    let three = {
+        drop(three);
+        open(3)
+    };
+    three.want(hold(0));
+    assert!(wait_held(&*three) > third);
 }
 
 #[test]
-fn a_lease_that_is_given_goes_to_the_node_it_is_given_to() {
+fn what_nodes_do_to_a_storage_lease_reaches_the_others() {
     let store: Arc<dyn ObjectStore> = Arc::new(MemoryStore::new());
-    let leases: Vec<_> = (1..=3).map(|node| storage_lease(&store, node, LONG)).collect();
-    leases[0].want(hold(0));
-    wait_held(&*leases[0]);
-    leases[1].want(hold(0));
-    leases[2].want(hold(0));
-    leases[0].want(Want::GiveTo(NodeId::new(3)));
-    assert_eq!(wait_held(&*leases[2]), Epoch::new(2));
-    assert_eq!(leases[1].standing().holder.this(), None);
+    run_shared(&|node| storage_lease(&store, node, LONG));
+}
+
+/// The agent that scripts/consul.sh has started.
+fn consul(key: &str) -> Option<ConsulPlace> {
+    let Ok(url) = std::env::var("LITEFS_TEST_CONSUL") else {
+        eprintln!("SKIPPED: LITEFS_TEST_CONSUL is not set; scripts/consul.sh sets it");
+        return None;
+    };
+    // Each run has its own keys: a term of an earlier one may go on.
+    Some(
+        ConsulPlace::new(&url, &format!("litefs-test/{:016x}/{key}", rand::random::<u64>()))
+            .expect("a place"),
+    )
+}
+
+fn consul_lease(place: &ConsulPlace, node: u64) -> Arc<dyn Lease> {
+    let options = ConsulLeaseOptions {
+        member: member(node),
+        place: place.clone(),
+        ttl: LONG,
+        lock_delay: Duration::from_secs(1),
+        clock: Arc::new(SystemClock),
+    };
+    Arc::new(ConsulLease::new(options).expect("a lease"))
+}
+
+#[test]
+fn the_consul_lease_conforms() {
+    let Some(place) = consul("conforms") else { return };
+    run(&|node| consul_lease(&place, node));
+    let Some(place) = consul("shared") else { return };
+    run_shared(&|node| consul_lease(&place, node));
 }
 
 #[test]
@@ -119,18 +159,6 @@ fn a_dead_holders_lease_goes_to_another_when_it_has_run_out() {
     two.want(hold(0));
     drop(one);
     assert!(wait_held(&*two) > epoch);
-}
-
-#[test]
-fn a_restarted_node_has_its_lease_again_at_once() {
-    let store: Arc<dyn ObjectStore> = Arc::new(MemoryStore::new());
-    let lease = storage_lease(&store, 1, LONG);
-    lease.want(hold(0));
-    wait_held(&*lease);
-    drop(lease);
-    let lease = storage_lease(&store, 1, LONG);
-    lease.want(hold(0));
-    assert_eq!(wait_held(&*lease), Epoch::new(2));
 }
 
 #[test]

@@ -2,10 +2,12 @@
 //! says how it stands. Must not know databases or the archive: that an old holder
 //! cannot write is the archive's doing, a lease only decides who tries, and when.
 
+mod consul;
 mod fixed;
 mod record;
 mod storage;
 
+pub use consul::{ConsulLease, ConsulLeaseOptions, ConsulPlace};
 pub use fixed::StaticLease;
 pub use storage::{LEASE_KEY, StorageLease, StorageLeaseOptions};
 

@@ -56,7 +56,7 @@ impl Node {
             }
         }
         let give_up = || self.stopping();
-        if matches!(self.options.lease, LeaseChoice::Storage { .. }) {
+        if !matches!(self.options.lease, LeaseChoice::Static) {
             self.persist(&give_up, || Ok(check_conditions(&self.options.storage)?))?;
         }
         let archive = self.persist(&give_up, || self.open_archive())?;
@@ -69,7 +69,7 @@ impl Node {
 
     /// One attempt to join.
     pub(super) fn try_join(&self, how: How, give_up: GiveUp<'_>) -> Result<Joined, NodeError> {
-        if matches!(self.options.lease, LeaseChoice::Storage { .. }) {
+        if !matches!(self.options.lease, LeaseChoice::Static) {
             check_conditions(&self.options.storage).map_err(ArchiveError::from)?;
         }
         let archive = self.open_archive()?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::archive;
 use crate::exec;
 use crate::fuse::MountOptions;
+use crate::lease::ConsulPlace;
 use crate::object::ObjectStore;
 use crate::proxy::{Address, ProxyOptions};
 use crate::store::LogRetention;
@@ -33,6 +34,15 @@ pub enum LeaseChoice {
         store: Arc<dyn ObjectStore>,
         /// How long a term holds without renewal.
         ttl: Duration,
+    },
+    /// A key in Consul.
+    Consul {
+        /// The agent and the key.
+        place: ConsulPlace,
+        /// How long a session holds without renewal.
+        ttl: Duration,
+        /// How long nobody gets the lease after a session was lost.
+        lock_delay: Duration,
     },
 }
 

@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::archive::PutError;
 use crate::db::DbError;
-use crate::lease::{Holder, Lease, Member, Standing, StaticLease, StorageLease, StorageLeaseOptions, Want};
+use crate::lease::{
+    ConsulLease, ConsulLeaseOptions, Holder, Lease, Member, Standing, StaticLease, StorageLease,
+    StorageLeaseOptions, Want,
+};
 use crate::peer::{Client, Event, PrimaryData, ServiceError, Timeouts};
 use crate::store::Role;
 use crate::words::{Epoch, NodeId};
@@ -67,6 +70,11 @@ impl Node {
                 let options = StorageLeaseOptions { member, ttl: *ttl, poll, clock };
                 let lease = StorageLease::new(Arc::clone(store), options);
                 Arc::new(lease.map_err(NodeError::io("starting the lease"))?)
+            }
+            LeaseChoice::Consul { place, ttl, lock_delay } => {
+                let (ttl, lock_delay, clock) = (*ttl, *lock_delay, Arc::clone(&self.options.clock));
+                let options = ConsulLeaseOptions { member, place: place.clone(), ttl, lock_delay, clock };
+                Arc::new(ConsulLease::new(options).map_err(NodeError::io("starting the lease"))?)
             }
         })
     }
