@@ -4,6 +4,10 @@
 //! Modules are layered, lowest first; a module uses those before it and never
 //! those after it (`tests/layers.rs` fails otherwise). See docs/ARCHITECTURE.md.
 
+// Some tests here share files with those in tests/, which use the library by its name.
+#[cfg(test)]
+extern crate self as litefs;
+
 pub mod words;
 
 pub mod ltx;

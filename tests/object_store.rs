@@ -2,16 +2,18 @@
 
 #[path = "support/object_conformance.rs"]
 mod object_conformance;
+#[path = "support/outside.rs"]
+mod outside;
 #[path = "support/s3_server/mod.rs"]
 mod s3_server;
 
 use std::sync::Arc;
 
 use litefs::object::{
-    Counted, Faulty, FileStore, KeyPair, MemoryStore, ObjectStore, Options, S3Store, check_conditions,
-    from_url,
+    Counted, Faulty, FileStore, MemoryStore, ObjectStore, Options, S3Store, check_conditions, from_url,
 };
 use object_conformance::{Effort, run};
+use outside::Outside;
 use s3_server::{Quirks, S3Server};
 
 const LOCAL: Effort = Effort { threads: 16, rounds: 20 };
@@ -64,18 +66,12 @@ fn an_s3_store_conforms_where_etags_are_compared_without_quotes_and_ranges_ignor
     run(&store, &other, "t", Effort { threads: 8, rounds: 5 });
 }
 
-/// A server outside, named by `{name}_URL`, `_KEY` and `_SECRET`, which `script` starts
-/// and prints; scripts/test always does.
-fn conforms_outside(name: &str, script: &str) {
-    let variable = |part: &str| std::env::var(format!("{name}_{part}")).ok().filter(|text| !text.is_empty());
-    let Some(url) = variable("URL") else {
-        eprintln!("NOT RUN: no {name}_URL; eval \"$({script} start)\" starts a server");
-        return;
-    };
-    let pair = KeyPair { id: variable("KEY").expect("a key"), secret: variable("SECRET").expect("a secret") };
-    let options = Options { credentials: Some(pair), ..Options::default() };
-    let store = from_url(&url, &options).expect("a store");
-    let other = from_url(&url, &options).expect("a store");
+/// A server outside; scripts/test starts both.
+fn conforms_outside(server: Option<Outside>) {
+    let Some(server) = server else { return };
+    let (url, options) = (&server.url, server.options());
+    let store = from_url(url, &options).expect("a store");
+    let other = from_url(url, &options).expect("a store");
     let area = format!("run-{:016x}", rand::random::<u64>());
     check_conditions(&store).expect("safe for a lease");
     run(&store, &other, &area, Effort { threads: 8, rounds: 5 });
@@ -86,10 +82,10 @@ fn conforms_outside(name: &str, script: &str) {
 
 #[test]
 fn minio_conforms() {
-    conforms_outside("LITEFS_TEST_S3", "scripts/minio.sh");
+    conforms_outside(Outside::minio());
 }
 
 #[test]
 fn ministack_conforms() {
-    conforms_outside("LITEFS_TEST_S3_SECOND", "scripts/ministack.sh");
+    conforms_outside(Outside::ministack());
 }

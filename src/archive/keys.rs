@@ -3,7 +3,7 @@
 use crc_fast::{CrcAlgorithm, checksum};
 
 use crate::ltx;
-use crate::words::{DbName, Seq, Txid};
+use crate::words::{DbName, Epoch, Seq, Timestamp, Txid};
 
 /// The one object that changes: see `Manifest`.
 pub const MANIFEST: &str = "manifest.json";
@@ -13,6 +13,15 @@ pub const LOG: &str = "log/";
 
 /// Under this lies what is compacted, by database.
 pub const DATABASES: &str = "db/";
+
+/// Under this lie the change sets that are too large for a segment, by epoch.
+pub const BIG: &str = "big/";
+
+/// Under this lie the branches that lost.
+pub const PARKED: &str = "parked/";
+
+/// How the key of a branch's description ends.
+pub const NOTE: &str = ".json";
 
 /// The longest escaped database path: an object's key has at most 900 bytes
 /// (crate::object), and the level and file name follow.
@@ -42,10 +51,33 @@ pub fn pack(db: &DbName, min: Txid, max: Txid) -> String {
     format!("{DATABASES}{}/tx/{min}-{max}.pack", escape(db))
 }
 
-/// The key of a change set that is too large for a segment. `unique` tells apart
-/// the attempts of different writers.
-pub fn big(db: &DbName, max: Txid, unique: u64) -> String {
-    format!("{DATABASES}{}/big/{max}-{unique:016x}.ltx", escape(db))
+/// The key of a change set that is too large for a segment. By its epoch it is known
+/// when nobody can name it any more; `unique` tells apart two writers of one epoch,
+/// of which one is not to be.
+pub fn big(epoch: Epoch, unique: u64, db: &DbName, max: Txid) -> String {
+    format!("{BIG}{:016x}-{unique:016x}/{}/{max}.ltx", epoch.get(), escape(db))
+}
+
+/// The epoch in which the object with this key was put.
+pub fn parse_big(key: &str) -> Option<Epoch> {
+    let hex = key.strip_prefix(BIG)?.split('-').next()?;
+    u64::from_str_radix(hex, 16).ok().filter(|_| hex.len() == 16).map(Epoch::new)
+}
+
+/// The key of a branch that lost. Byte order is the order of time.
+pub fn parked(at: Timestamp, id: &str) -> String {
+    format!("{PARKED}{:016x}-{}.db.zst", at.millis().max(0), shorten(id, MAX_COMPONENT))
+}
+
+/// The key of its description.
+pub fn parked_note(at: Timestamp, id: &str) -> String {
+    format!("{PARKED}{:016x}-{}{NOTE}", at.millis().max(0), shorten(id, MAX_COMPONENT))
+}
+
+/// When the branch was parked whose object has this key.
+pub fn parse_parked(key: &str) -> Option<Timestamp> {
+    let hex = key.strip_prefix(PARKED)?.split('-').next()?;
+    i64::from_str_radix(hex, 16).ok().filter(|_| hex.len() == 16).map(Timestamp::from_millis)
 }
 
 /// The database's name as part of a key: letters, digits, `.`, `_`, `-` and `/` as
@@ -104,7 +136,7 @@ mod tests {
             name(&format!("{}a", "ü".repeat(109))),
             name(&["x".repeat(200), "y".repeat(200), "z".repeat(200), "z".repeat(200)].join("/")),
         ];
-        let mut keys: Vec<String> = long.iter().map(|db| big(db, one, u64::MAX)).collect();
+        let mut keys: Vec<String> = long.iter().map(|db| big(Epoch::new(1), u64::MAX, db, one)).collect();
         for key in &keys {
             assert!(key.len() <= 900 && key.split('/').all(|part| part.len() <= 255), "{key}");
             assert!(key.is_ascii());

@@ -31,8 +31,29 @@ impl Archive {
     /// # Errors
     /// `NoArchive` if there is none.
     pub fn open(store: Arc<dyn ObjectStore>, options: Options) -> Result<Archive, ArchiveError> {
+        Archive::open_manifest(store, options).map(|(archive, _)| archive)
+    }
+
+    /// Opens the archive in `store` and reads its head.
+    ///
+    /// # Errors
+    /// As `open` and `head`.
+    pub fn open_at_head(
+        store: Arc<dyn ObjectStore>,
+        options: Options,
+    ) -> Result<(Archive, Head), ArchiveError> {
+        let begun = options.clock.elapsed();
+        let (archive, manifest) = Archive::open_manifest(store, options)?;
+        let head = archive.read_head(None, Some((begun, manifest)))?;
+        Ok((archive, head))
+    }
+
+    fn open_manifest(
+        store: Arc<dyn ObjectStore>,
+        options: Options,
+    ) -> Result<(Archive, (Manifest, Etag)), ArchiveError> {
         match read_manifest(store.as_ref())? {
-            Some((manifest, _)) => Ok(Archive { store, cluster: manifest.cluster, options }),
+            Some(found) => Ok((Archive { store, cluster: found.0.cluster, options }, found)),
             None => match leftover(store.as_ref())? {
                 Some(example) => Err(ArchiveError::NoManifest { store: store.describe(), example }),
                 None => Err(ArchiveError::NoArchive { store: store.describe() }),
@@ -71,7 +92,7 @@ impl Archive {
     /// # Errors
     /// `Chain` if the log is not one chain.
     pub fn head(&self) -> Result<Head, ArchiveError> {
-        self.read_head(None)
+        self.read_head(None, None)
     }
 
     /// Brings `head` up to now; segments that it knows are not read again.
@@ -79,7 +100,7 @@ impl Archive {
     /// # Errors
     /// As `head`; the head is as before then.
     pub fn refresh(&self, head: &mut Head) -> Result<(), ArchiveError> {
-        *head = self.read_head(Some(head))?;
+        *head = self.read_head(Some(head), None)?;
         Ok(())
     }
 
@@ -114,14 +135,20 @@ impl Archive {
         age >= self.options.grace.max(LEAST_GRACE) / 2
     }
 
-    fn read_head(&self, known: Option<&Head>) -> Result<Head, ArchiveError> {
+    /// The head. `known` is an older one, `read` a manifest that was just read, and
+    /// since when, by the clock.
+    fn read_head(
+        &self,
+        known: Option<&Head>,
+        mut read: Option<(Duration, (Manifest, Etag))>,
+    ) -> Result<Head, ArchiveError> {
         let mut fault = None;
         let clock = &self.options.clock;
         for _ in 0..ATTEMPTS {
-            let begun = clock.elapsed();
-            let (manifest, etag) = read_manifest(self.store.as_ref())?.ok_or_else(|| {
-                ArchiveError::NoManifest { store: self.store.describe(), example: keys::MANIFEST.to_owned() }
-            })?;
+            let (begun, (manifest, etag)) = match read.take() {
+                Some(read) => read,
+                None => (clock.elapsed(), self.manifest()?),
+            };
             if manifest.cluster != self.cluster {
                 let (expected, found) = (self.cluster, manifest.cluster);
                 let seq = manifest.horizon.seq;
@@ -148,6 +175,13 @@ impl Archive {
             Some((missing, _)) => Err(ChainFault::Gap(missing).into()),
             None => Err(ArchiveError::Conflict),
         }
+    }
+
+    fn manifest(&self) -> Result<(Manifest, Etag), ArchiveError> {
+        read_manifest(self.store.as_ref())?.ok_or_else(|| ArchiveError::NoManifest {
+            store: self.store.describe(),
+            example: keys::MANIFEST.to_owned(),
+        })
     }
 
     /// Adds the segments after the head, up to the end of the log. The inner error
@@ -240,7 +274,7 @@ fn leftover(store: &dyn ObjectStore) -> Result<Option<String>, ArchiveError> {
 }
 
 /// Does `work` for each item, on up to `threads` threads; results in the items' order.
-pub(super) fn in_parallel<T: Sync, R: Send>(
+pub(crate) fn in_parallel<T: Sync, R: Send>(
     threads: usize,
     items: &[T],
     work: impl Fn(&T) -> R + Sync,

@@ -17,6 +17,7 @@ mod load;
 mod manifest;
 mod merge;
 pub mod pack;
+mod parked;
 mod perform;
 pub mod plan;
 mod read;
@@ -24,6 +25,7 @@ mod restore;
 pub mod segment;
 mod sink;
 mod spool;
+mod sweep;
 pub mod upkeep;
 mod verify;
 mod writer;
@@ -32,9 +34,11 @@ pub use change::{Body, Change, ChangeSet, Entry, Place};
 pub use error::{ArchiveError, ChainFault, Fence, PutError};
 pub use head::{Head, Standing, TailSegment};
 pub use history::RestorePoint;
+pub(crate) use load::in_parallel;
 pub use manifest::{Database, Doomed, Kind, Link, Manifest, ManifestFault, ObjectRef};
 pub use merge::Merged;
 pub use pack::PackFault;
+pub use parked::LostBranch;
 pub use perform::{SnapshotSource, Snapshots, Upkept};
 pub use plan::{Plan, Relation, Source, Step, Target};
 pub use segment::{Segment, SegmentFault, SegmentHead, WriterId};
@@ -60,6 +64,8 @@ mod tests;
 pub struct Options {
     /// How far back every moment stays restorable.
     pub retention: Duration,
+    /// How long branches that lost are kept.
+    pub parked_retention: Duration,
     /// After how much time with changes a database gets a new snapshot.
     pub snapshot_interval: Duration,
     /// How objects that upkeep makes are compressed. With `Lz4` Litestream restores
@@ -91,6 +97,7 @@ impl Default for Options {
         const HOUR: Duration = Duration::from_secs(3600);
         Options {
             retention: 30 * 24 * HOUR,
+            parked_retention: 30 * 24 * HOUR,
             snapshot_interval: 24 * HOUR,
             codec: Codec::Zstd { level: 1 },
             max_tail_segments: 64,
@@ -131,6 +138,13 @@ impl std::fmt::Debug for Archive {
 }
 
 impl Archive {
+    /// The same archive, with so many requests made at once.
+    #[must_use]
+    pub fn with_parallel(&self, parallel: usize) -> Archive {
+        let options = Options { parallel, ..self.options.clone() };
+        Archive { store: Arc::clone(&self.store), cluster: self.cluster, options }
+    }
+
     /// The cluster whose archive this is.
     pub fn cluster(&self) -> ClusterId {
         self.cluster

@@ -92,13 +92,13 @@ impl Writer {
         if occasion == Occasion::Stopping {
             self.stopping.store(true, Ordering::SeqCst);
         }
-        let mut quiet = self.upkeep.lock();
+        let mut memory = self.upkeep.lock();
         self.stopping.store(false, Ordering::SeqCst);
         let now = self.archive.options.clock.now();
         let options = &self.archive.options;
         let (nonce, is_quiet) = self.with_head(|head| {
             let nonce = head.manifest().nonce;
-            let since = quiet.filter(|(seen, _)| *seen == nonce).map(|(_, since)| since);
+            let since = memory.quiet.filter(|(seen, _)| *seen == nonce).map(|(_, since)| since);
             let fresh = since.is_some_and(|since| now.before(LOOK_AGAIN) < since && since <= now);
             (nonce, fresh && occasion == Occasion::Running && compact_upto(head, occasion, options).is_none())
         });
@@ -122,7 +122,10 @@ impl Writer {
             }
         }
         if occasion == Occasion::Running && done.rounds == 0 {
-            *quiet = Some((nonce, now));
+            memory.quiet = Some((nonce, now));
+        } else if done.rounds > 0 && self.sweep_is_due(memory.swept, now) {
+            done.deleted += self.sweep(now)?;
+            memory.swept = Some(now);
         }
         Ok(done)
     }

@@ -165,15 +165,25 @@ impl Archive {
             }
             return in_memory(&key, step.change, bytes);
         }
-        let bytes = self.store.get_range(&key, 0, HEADER_LEN as u64)?;
-        let header = Header::parse(&bytes).map_err(ArchiveError::ltx(&key))?;
-        let mut tail = TAIL_LEN;
+        let end = |len: u64| {
+            let from = step.size.saturating_sub(len);
+            self.store.get_range(&key, from, step.size - from)
+        };
+        // Both at once: a start waits for it.
+        let (header, mut bytes) = std::thread::scope(|scope| {
+            let tail = scope.spawn(|| end(TAIL_LEN));
+            let header = self.store.get_range(&key, 0, HEADER_LEN as u64);
+            (header, tail.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let header = Header::parse(&header?).map_err(ArchiveError::ltx(&key))?;
+        let mut read = TAIL_LEN;
         let (index, trailer) = loop {
-            let from = step.size.saturating_sub(tail);
-            let bytes = self.store.get_range(&key, from, step.size - from)?;
-            match Index::from_tail(&header, &bytes, step.size).map_err(ArchiveError::ltx(&key))? {
+            match Index::from_tail(&header, &bytes?, step.size).map_err(ArchiveError::ltx(&key))? {
                 Located::Index(index, trailer) => break (index, trailer),
-                Located::NeedTail(need) if need > tail && need <= step.size => tail = need,
+                Located::NeedTail(need) if need > read && need <= step.size => {
+                    read = need;
+                    bytes = end(need);
+                }
                 Located::NeedTail(_) => return Err(ArchiveError::damaged(&key, "it ends before its end")),
             }
         };

@@ -9,8 +9,10 @@
 //! What is superseded leaves the manifest first, is *doomed*, and is deleted after
 //! the time of grace.
 
+use std::collections::BTreeSet;
+
 use super::change::{Change, Place};
-use super::head::{Head, Standing};
+use super::head::{Head, Standing, TailSegment};
 use super::manifest::{Database, Kind, ObjectRef};
 use super::{Options, keys};
 use crate::ltx::Codec;
@@ -72,6 +74,11 @@ pub enum Act {
 
 /// The highest level of merged files.
 const TOP: u8 = 3;
+/// From so many databases on the log may become longer, in proportion: the objects that
+/// compaction makes, some for each, are then fewer than the segments.
+const DATABASES: u64 = 8;
+/// But no more than so many times: a start after a crash reads all of it.
+const LONGEST: u64 = 8;
 /// A log without change sets is shortened when it has more segments than this.
 const MAX_SEALS: usize = 8;
 /// Change sets that a snapshot would save reading are worth one when they are more
@@ -126,7 +133,7 @@ pub(super) fn compact_upto(head: &Head, occasion: Occasion, options: &Options) -
     let tail = head.tail();
     let size: u64 = tail.iter().map(|tail| tail.segment.size).sum();
     let entries: usize = tail.iter().map(|tail| tail.segment.entries.len()).sum();
-    let many = tail.len() as u64 > options.max_tail_segments || size > options.max_tail_bytes;
+    let many = tail.len() as u64 > worth_compacting(tail, options) || size > options.max_tail_bytes;
     let due = match occasion {
         Occasion::Running => many,
         Occasion::Stopping | Occasion::Asked => entries > 0 || tail.len() > MAX_SEALS,
@@ -141,6 +148,18 @@ pub(super) fn compact_upto(head: &Head, occasion: Occasion, options: &Options) -
         first || sum <= options.max_tail_bytes
     });
     fitting.last().map(|tail| tail.segment.head.seq)
+}
+
+/// How long the log may become: longer the more databases are in it, since each of them
+/// gets objects of its own.
+fn worth_compacting(tail: &[TailSegment], options: &Options) -> u64 {
+    let least = options.max_tail_segments;
+    if tail.len() as u64 <= least {
+        return least;
+    }
+    let entries = tail.iter().flat_map(|tail| &tail.segment.entries);
+    let databases: BTreeSet<&DbName> = entries.map(|entry| &entry.db).collect();
+    (databases.len() as u64 * least / DATABASES).clamp(least, least * LONGEST)
 }
 
 /// What retention and better files make needless.

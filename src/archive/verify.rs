@@ -1,7 +1,7 @@
 //! Checking the archive: is everything there, does it fit together, and (deep) does
 //! every byte decode to what is stated? Must not repair.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, BufReader};
 
 use super::Archive;
@@ -12,6 +12,7 @@ use super::load::in_parallel;
 use super::manifest::{Database, Kind, ObjectRef};
 use super::plan::Target;
 use super::sink::PageSink;
+use super::sweep::named;
 use super::upkeep::exact;
 use super::{keys, pack, segment};
 use crate::ltx::{Decoder, Form};
@@ -59,7 +60,8 @@ impl Archive {
             Err(error) => return Err(error),
         };
         let mut findings = Vec::new();
-        let listed = self.store.list(keys::DATABASES, None)?;
+        let mut listed = self.store.list(keys::DATABASES, None)?;
+        listed.extend(self.store.list(keys::BIG, None)?);
         let sizes: BTreeMap<&str, u64> = listed.iter().map(|info| (info.key.as_str(), info.size)).collect();
         let chosen = |db: &DbName| only.is_none_or(|only| only == db);
         for (db, database) in head.manifest().databases.iter().filter(|(db, _)| chosen(db)) {
@@ -78,22 +80,13 @@ impl Archive {
 
     /// Objects that neither the manifest nor the log names.
     fn leftovers(&self, head: &Head, sizes: &BTreeMap<&str, u64>) -> Result<Vec<Finding>, ArchiveError> {
-        let mut known: BTreeSet<&str> = BTreeSet::new();
-        known.extend(head.manifest().doomed.iter().map(|doomed| doomed.key.as_str()));
-        for database in head.manifest().databases.values() {
-            known.extend(database.objects.iter().map(|object| object.key.as_str()));
-        }
-        for entry in head.tail().iter().flat_map(|tail| &tail.segment.entries) {
-            if let Place::Object { key, .. } = &entry.place {
-                known.insert(key);
-            }
-        }
+        let known = named(head);
         let leftover = |key: &str, why: &str| Finding {
             severity: Severity::Leftover,
             what: key.to_owned(),
             why: why.to_owned(),
         };
-        let unnamed = sizes.keys().filter(|key| !known.contains(*key));
+        let unnamed = sizes.keys().filter(|key| !known.contains::<str>(key));
         let mut findings: Vec<Finding> =
             unnamed.map(|key| leftover(key, "neither the manifest nor the log names it")).collect();
         for info in self.store.list(keys::LOG, None)? {

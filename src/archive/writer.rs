@@ -39,11 +39,19 @@ pub struct Writer {
     putting: Mutex<Putting>,
     /// Never held while waiting for the store.
     pub(super) head: RwLock<Head>,
-    /// Held during upkeep; taken before `head`, never together with `putting`. Since
-    /// when nothing was due but the log's tail, and in which manifest.
-    pub(super) upkeep: Mutex<Option<(u64, Timestamp)>>,
+    /// Held during upkeep; taken before `head`, never together with `putting`.
+    pub(super) upkeep: Mutex<Upkeep>,
     /// Upkeep that may take long is to end now.
     pub(super) stopping: AtomicBool,
+}
+
+/// What upkeep remembers from one time to the next.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    /// Since when nothing was due but the log's tail, and in which manifest.
+    pub(super) quiet: Option<(u64, Timestamp)>,
+    /// When what former writers left behind was last looked for.
+    pub(super) swept: Option<Timestamp>,
 }
 
 #[derive(Debug, Default)]
@@ -67,8 +75,21 @@ impl Writer {
     /// # Errors
     /// `Fenced` if the log is at `epoch` or beyond.
     pub fn seal(archive: &Archive, epoch: Epoch, node: NodeId) -> Result<Writer, PutError> {
+        Writer::seal_after(archive, archive.head()?, epoch, node)
+    }
+
+    /// As `seal`, with a head that was read before: two requests if nobody has put
+    /// anything since.
+    ///
+    /// # Errors
+    /// As `seal`.
+    pub fn seal_after(
+        archive: &Archive,
+        mut head: Head,
+        epoch: Epoch,
+        node: NodeId,
+    ) -> Result<Writer, PutError> {
         let id = WriterId { node, nonce: (archive.options.random)() };
-        let mut head = archive.head()?;
         for _ in 0..ATTEMPTS {
             if head.epoch() >= epoch {
                 let Link { seq, epoch, writer, .. } = head.last;
@@ -80,7 +101,7 @@ impl Writer {
                 epoch,
                 putting: Mutex::default(),
                 head: RwLock::new(head),
-                upkeep: Mutex::new(None),
+                upkeep: Mutex::default(),
                 stopping: AtomicBool::new(false),
             };
             let (bytes, segment) = writer.encode(&[], true);
@@ -126,8 +147,9 @@ impl Writer {
     }
 
     /// Puts change sets, in commit order, as one segment, and returns the last
-    /// segment's number. Change sets that are in the log already are left out, so a
-    /// failed put is repeated as it was, or together with what came after it.
+    /// segment's number. After a failure the same ones are put again, first of all: those
+    /// that are in the log already are left out, as long as upkeep has not taken them out
+    /// of the log since.
     ///
     /// # Errors
     /// After `Unreachable` put again; after `Fenced` never again.
@@ -256,7 +278,7 @@ impl Writer {
             Body::File(path) => {
                 let attempt = format!("reading {}", path.display());
                 let size = std::fs::metadata(path).map_err(ArchiveError::local(attempt))?.len();
-                let key = keys::big(&set.db, set.change.max(), self.id.nonce);
+                let key = keys::big(self.epoch, self.id.nonce, &set.db, set.change.max());
                 self.archive.store.put_file(&key, path)?;
                 Place::Object { key, size }
             }

@@ -39,7 +39,7 @@ pub enum Command {
     /// Look into change sets and log segments
     #[command(subcommand)]
     Ltx(Ltx),
-    /// Branches that lost and are kept in this node's data directory
+    /// Branches that lost and are kept, in the data directory and in the archive
     #[command(subcommand)]
     Parked(Parked),
     /// Check configuration files
@@ -271,11 +271,13 @@ pub struct LtxFiles {
 
 #[derive(Debug, Subcommand)]
 pub enum Parked {
-    /// List them
+    /// List them: those of the data directory, and those of the archive
     List {
-        /// The configuration of the node
-        #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        place: Place,
     },
     /// Write one to a file, as a database
     Export {
@@ -287,9 +289,8 @@ pub enum Parked {
         /// Replace the file if it is there
         #[arg(long)]
         force: bool,
-        /// The configuration of the node
-        #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
+        #[command(flatten)]
+        place: Place,
     },
 }
 

@@ -74,9 +74,13 @@ fn options(config: &Config) -> Result<NodeOptions, CliError> {
         },
         data: data.dir.clone(),
         log_retention: LogRetention { age: data.retention, size: data.retention_size },
-        storage: place::configured(config)?.open()?,
+        storage: match lease.kind {
+            LeaseKind::Static => place::configured(config)?.open_for_one_writer()?,
+            LeaseKind::Storage | LeaseKind::Consul(_) => place::configured(config)?.open()?,
+        },
         archive: archive::Options {
             retention: storage.retention,
+            parked_retention: storage.parked_retention,
             snapshot_interval: storage.snapshot_interval,
             codec: match storage.encoding {
                 Encoding::Zstd { level } => Codec::Zstd { level },

@@ -100,6 +100,8 @@ pub struct Storage {
     pub encoding: Encoding,
     /// How long history is kept.
     pub retention: Duration,
+    /// How long branches that lost are kept.
+    pub parked_retention: Duration,
     /// How often a changed database gets a snapshot.
     pub snapshot_interval: Duration,
     /// What is fetched before a node serves.

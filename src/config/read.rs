@@ -125,6 +125,7 @@ fn storage(section: &mut Section<'_>, base: &Path) -> Result<Storage, Fault> {
             .word("durability", &[("async", Durability::Async), ("archive", Durability::Archive)])?
             .unwrap_or(Durability::Async),
         retention: section.duration("retention")?.unwrap_or(30 * day),
+        parked_retention: section.duration("parked-retention")?.unwrap_or(30 * day),
         snapshot_interval: section.duration("snapshot-interval")?.unwrap_or(day),
         hydration: section
             .word("hydration", &[("lazy", Hydration::Lazy), ("full", Hydration::Full)])?

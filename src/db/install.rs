@@ -136,17 +136,23 @@ pub struct Parked {
     pub db: crate::words::DbName,
     /// Where it stood.
     pub pos: Pos,
+    /// Where it left the archive's chain, if that is known.
+    #[serde(default)]
+    pub from: Option<Pos>,
     /// When it was parked.
     pub at: crate::words::Timestamp,
+    /// Whose it was.
+    #[serde(default)]
+    pub node: Option<crate::words::NodeId>,
 }
 
 impl Database {
-    /// Moves the database's files into `dir`, with a description, and stands at no
+    /// Moves the database's files into `dir`, with this description, and stands at no
     /// position until it is brought to the archive's head.
-    pub fn park(&self, dir: &Path) -> Result<Parked, DbError> {
+    pub fn park(&self, dir: &Path, parked: Parked) -> Result<Parked, DbError> {
         let mut state = self.lock();
         fs::create_dir_all(dir).map_err(DbError::io("create", dir))?;
-        let parked = Parked { db: self.name.clone(), pos: state.pos, at: self.shared.clock.now() };
+        let parked = Parked { pos: state.pos, ..parked };
         let text = serde_json::to_vec_pretty(&parked)
             .map_err(|error| DbError::io("write", dir)(io::Error::other(error)))?;
         super::replace_file(&dir.join("parked.json"), &text).map_err(DbError::io("write", dir))?;

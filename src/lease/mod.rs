@@ -9,6 +9,8 @@ mod storage;
 
 pub use consul::{ConsulLease, ConsulLeaseOptions, ConsulPlace};
 pub use fixed::StaticLease;
+#[cfg(test)]
+pub(crate) use storage::SteppedLease;
 pub use storage::{LEASE_KEY, StorageLease, StorageLeaseOptions};
 
 use std::time::Duration;

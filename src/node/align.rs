@@ -5,12 +5,20 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::archive::{Archive, ArchiveError, Head, PageSink, Plan, Relation, Standing, Target, Watch};
+use crate::archive::{
+    Archive, ArchiveError, Head, PageSink, Plan, Relation, Standing, Target, Watch, in_parallel,
+};
 use crate::db::{Applying, Database, Goal, Incoming, LiveApply};
 use crate::store::Store;
 use crate::words::{DbName, PageSum, Pgno, Pos, Timestamp};
 
 use super::NodeError;
+
+/// So many databases are brought to the head at once: each waits for the storage a few
+/// times.
+const AT_ONCE: usize = 8;
+/// So many requests at once each of them may make then.
+const LEAST_PARALLEL: usize = 4;
 
 /// What one database needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,62 +128,18 @@ pub(super) fn align(
         .chain(store.all().iter().map(|database| database.name().clone()))
         .collect();
     store.commits().retain(|commit| commit.meta.post.txid > head.pos(&commit.meta.db).txid);
+    let names: Vec<DbName> = names.into_iter().collect();
+    let at_once = if how == How::Offline { names.len().clamp(1, AT_ONCE) } else { 1 };
+    let parallel = (archive.options().parallel / at_once).max(LEAST_PARALLEL);
+    let act = Act { store, archive: &archive.with_parallel(parallel), head, how, watch };
+    let outcomes = in_parallel(at_once, &names, |name| act.align(name, aim));
     let mut aligned = Aligned::default();
-    let act = Act { archive, head, how, watch };
-    for name in names {
-        let database = store.entry(&name)?;
-        let standing = head.standing(&name);
-        let local = Local {
-            pos: database.pos(),
-            exists: database.exists(),
-            incomplete: database.incomplete(),
-            waiting_from: store.commits().oldest_of(&name).map(|commit| commit.meta.pre),
-            overruled: aim == Aim::Follow && head.epoch() > store.epoch(),
-        };
-        let relation = match standing {
-            Some(standing) if local.pos == standing.pos => Relation::Head,
-            Some(_) if local.pos != Pos::ZERO => archive.relate(head, &name, local.pos)?,
-            _ => Relation::Unknown,
-        };
-        let action = decide(local, standing, relation);
-        if action != Action::Stay {
-            tracing::debug!(db = %name, pos = %local.pos, ?action, "aligning with the archive");
+    for (name, outcome) in names.into_iter().zip(outcomes) {
+        let outcome = outcome?;
+        if outcome.whole {
+            aligned.wholes.push(name.clone());
         }
-        match action {
-            Action::Stay => store.commits().forget(&name),
-            Action::Publish => {}
-            Action::PublishWhole => {
-                store.commits().forget(&name);
-                aligned.wholes.push(name.clone());
-            }
-            Action::CatchUp => {
-                store.commits().forget(&name);
-                act.catch_up(&database)?;
-            }
-            Action::Restore => act.restore(&database)?,
-            Action::Drop => {
-                let standing = standing.ok_or_else(|| unsure(&name))?;
-                store.commits().forget(&name);
-                act.drop(&database, standing)?;
-            }
-            Action::Park if how != How::Offline => {
-                return Err(NodeError::Diverged { db: name, branch: local.pos });
-            }
-            Action::Park => {
-                let parked = store.park(&database)?;
-                tracing::error!(
-                    db = %name, branch = %parked.pos, archive = %head.pos(&name),
-                    "this node's branch lost: it is kept in the data directory under parked/, and the database is \
-                     restored from the archive"
-                );
-                match standing {
-                    Some(standing) if standing.is_dropped() => act.drop(&database, standing)?,
-                    Some(_) => act.restore(&database)?,
-                    None => return Err(unsure(&name)),
-                }
-            }
-        }
-        if database.pos() != local.pos {
+        if outcome.moved {
             aligned.moved.push(name);
         }
     }
@@ -218,8 +182,15 @@ impl PageSink for Live<'_> {
     }
 }
 
+/// What came of one database.
+struct Outcome {
+    whole: bool,
+    moved: bool,
+}
+
 /// What bringing databases to the head needs.
 struct Act<'a> {
+    store: &'a Store,
     archive: &'a Archive,
     head: &'a Head,
     how: How,
@@ -227,6 +198,60 @@ struct Act<'a> {
 }
 
 impl Act<'_> {
+    /// Brings one database to the head.
+    fn align(&self, name: &DbName, aim: Aim) -> Result<Outcome, NodeError> {
+        let (store, head) = (self.store, self.head);
+        let database = store.entry(name)?;
+        let standing = head.standing(name);
+        let local = Local {
+            pos: database.pos(),
+            exists: database.exists(),
+            incomplete: database.incomplete(),
+            waiting_from: store.commits().oldest_of(name).map(|commit| commit.meta.pre),
+            overruled: aim == Aim::Follow && head.epoch() > store.epoch(),
+        };
+        let relation = match standing {
+            Some(standing) if local.pos == standing.pos => Relation::Head,
+            Some(_) if local.pos != Pos::ZERO => self.archive.relate(head, name, local.pos)?,
+            _ => Relation::Unknown,
+        };
+        let action = decide(local, standing, relation);
+        if action != Action::Stay {
+            tracing::debug!(db = %name, pos = %local.pos, ?action, "aligning with the archive");
+        }
+        match action {
+            Action::Stay | Action::PublishWhole => store.commits().forget(name),
+            Action::Publish => {}
+            Action::CatchUp => {
+                store.commits().forget(name);
+                self.catch_up(&database)?;
+            }
+            Action::Restore => self.restore(&database)?,
+            Action::Drop => {
+                let standing = standing.ok_or_else(|| unsure(name))?;
+                store.commits().forget(name);
+                self.drop(&database, standing)?;
+            }
+            Action::Park if self.how != How::Offline => {
+                return Err(NodeError::Diverged { db: name.clone(), branch: local.pos });
+            }
+            Action::Park => {
+                let parked = store.park(&database)?;
+                tracing::error!(
+                    db = %name, branch = %parked.pos, archive = %head.pos(name),
+                    "this node's branch lost: it is kept in the data directory under parked/, and the database is \
+                     restored from the archive"
+                );
+                match standing {
+                    Some(standing) if standing.is_dropped() => self.drop(&database, standing)?,
+                    Some(_) => self.restore(&database)?,
+                    None => return Err(unsure(name)),
+                }
+            }
+        }
+        Ok(Outcome { whole: action == Action::PublishWhole, moved: database.pos() != local.pos })
+    }
+
     fn restore(&self, database: &Database) -> Result<(), NodeError> {
         let plan = self.archive.plan(self.head, database.name(), Target::Latest)?;
         match self.how {

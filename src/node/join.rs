@@ -1,6 +1,7 @@
 //! Joining the cluster: the archive's head first, then the lease, then the head again,
 //! then the seal that stops every earlier writer. Must not serve anything.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::archive::{Archive, ArchiveError, Head, Progress, PutError, Writer};
@@ -56,12 +57,8 @@ impl Node {
             }
         }
         let give_up = || self.stopping();
-        if !matches!(self.options.lease, LeaseChoice::Static) {
-            self.persist(&give_up, || Ok(check_conditions(&self.options.storage)?))?;
-        }
-        let archive = self.persist(&give_up, || self.open_archive())?;
+        let (archive, head) = self.persist(&give_up, || self.open_archive())?;
         self.check_cluster(&archive)?;
-        let head = self.persist(&give_up, || archive.head())?;
         let mut joined = Joined::at(archive, head);
         self.bring(&mut joined, (How::Offline, Aim::Write), &give_up)?;
         Ok(Some(joined))
@@ -69,24 +66,31 @@ impl Node {
 
     /// One attempt to join.
     pub(super) fn try_join(&self, how: How, give_up: GiveUp<'_>) -> Result<Joined, NodeError> {
-        if !matches!(self.options.lease, LeaseChoice::Static) {
-            check_conditions(&self.options.storage).map_err(ArchiveError::from)?;
-        }
-        let archive = self.open_archive()?;
+        let (archive, head) = self.open_archive()?;
         self.check_cluster(&archive)?;
-        let head = archive.head()?;
         let wholes =
             align(&self.store, &archive, &head, (how, Aim::Follow), &|_: Progress| !give_up())?.wholes;
         Ok(Joined { archive, head, wholes })
     }
 
-    /// A node that belongs to a cluster makes no new archive: what it is to find is gone,
-    /// or elsewhere.
-    fn open_archive(&self) -> Result<Archive, ArchiveError> {
-        let (storage, options) = (self.options.storage.clone(), self.options.archive.clone());
-        match self.store.cluster() {
-            Some(_) => Archive::open(storage, options),
-            None => Archive::open_or_init(storage, options),
+    /// The archive and its head; at the same time, whether the storage can hold a lease:
+    /// nothing is written to one that cannot. A node that belongs to a cluster makes no
+    /// new archive: what it is to find is gone, or elsewhere.
+    fn open_archive(&self) -> Result<(Archive, Head), ArchiveError> {
+        let (storage, options) = (&self.options.storage, &self.options.archive);
+        let is_static = matches!(self.options.lease, LeaseChoice::Static);
+        let (opened, probed) = std::thread::scope(|scope| {
+            let probing = scope.spawn(|| if is_static { Ok(()) } else { check_conditions(storage) });
+            let opened = Archive::open_at_head(Arc::clone(storage), options.clone());
+            (opened, probing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        probed?;
+        match opened {
+            Err(ArchiveError::NoArchive { .. }) if self.store.cluster().is_none() => {
+                let archive = Archive::open_or_init(Arc::clone(storage), options.clone())?;
+                archive.head().map(|head| (archive, head))
+            }
+            opened => opened,
         }
     }
 
@@ -138,10 +142,15 @@ impl Node {
         how: How,
         give_up: GiveUp<'_>,
     ) -> Result<Option<Writer>, NodeError> {
+        // A node that starts has just read the head: its seal fails if it is not the head
+        // any more.
+        let mut is_fresh = how == How::Offline;
         loop {
-            // What an earlier holder put before its term ended comes first.
-            self.persist(give_up, || joined.archive.refresh(&mut joined.head))?;
-            self.bring(joined, (how, Aim::Write), give_up)?;
+            if !std::mem::take(&mut is_fresh) {
+                // What an earlier holder put before its term ended comes first.
+                self.persist(give_up, || joined.archive.refresh(&mut joined.head))?;
+                self.bring(joined, (how, Aim::Write), give_up)?;
+            }
             if joined.head.epoch() >= epoch {
                 return Ok(None);
             }
@@ -149,7 +158,8 @@ impl Node {
                 return Err(NodeError::Stopped);
             }
             let sealed = self.persist(give_up, || {
-                match Writer::seal(&joined.archive, epoch, self.store.node_id()) {
+                let head = joined.head.clone();
+                match Writer::seal_after(&joined.archive, head, epoch, self.store.node_id()) {
                     Ok(writer) => Ok(Ok(Some(writer))),
                     Err(PutError::Fenced { by }) => {
                         tracing::warn!(%by, "another writer came first: reading the head again");

@@ -11,12 +11,15 @@ mod images;
 mod import;
 mod join;
 mod options;
+mod parking;
 mod proxy_view;
 mod publish;
 mod reign;
 mod roles;
 mod run;
 mod service;
+#[cfg(test)]
+mod sim;
 mod upkeep;
 
 pub use error::NodeError;

@@ -23,6 +23,7 @@ use crate::store::{Role, Store, StoreOptions};
 use crate::words::NodeId;
 
 use super::follow::Following;
+use super::parking::Parking;
 use super::proxy_view::ProxyView;
 use super::reign::Reign;
 use super::roles::{Reply, Waiting};
@@ -99,6 +100,7 @@ pub(super) struct Node {
     pub(super) notices: mpsc::Sender<Notice>,
     pub(super) poke: Poke,
     server: Mutex<Option<Server>>,
+    _parking: Parking,
     stop: Arc<AtomicBool>,
 }
 
@@ -166,7 +168,11 @@ impl Node {
         let (addr, token) = options.http.clone();
         let server = serve(ServerOptions::new(addr, token), Arc::clone(&service) as _)?;
         let server = Mutex::new(Some(server));
-        Ok(Node { options, store, service, server, notices, stop, poke: Poke::default() })
+        let parking =
+            Parking::start(Arc::clone(&store), Arc::clone(&options.storage), options.archive.clone())
+                .map_err(NodeError::io("starting to keep branches that lost"))?;
+        let poke = Poke::default();
+        Ok(Node { options, store, service, notices, poke, server, _parking: parking, stop })
     }
 
     pub(super) fn stopping(&self) -> bool {
@@ -188,6 +194,8 @@ impl Node {
         lease: &Arc<dyn Lease>,
         inbox: &mpsc::Receiver<Notice>,
     ) -> Result<Outcome, NodeError> {
+        // Who holds it is asked meanwhile; it is wanted only at the head.
+        lease.look();
         let mut joined = self.join()?;
         let writer = match &mut joined {
             Some(joined) => self.take_first(joined, lease.as_ref())?,

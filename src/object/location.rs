@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{FileStore, ObjectError, ObjectErrorKind, ObjectStore, S3Store};
+use super::{FileStore, ObjectError, ObjectErrorKind, ObjectStore, OneWriter, S3Store};
 
 /// What a configuration says about a store beside its URL. What the URL says itself
 /// goes first.
@@ -95,6 +95,19 @@ impl Location {
         Ok(match self {
             Location::File(path) => Arc::new(FileStore::new(path)),
             Location::S3(place) => Arc::new(S3Store::new(place.clone())?),
+        })
+    }
+
+    /// Opens the store for a node that is its only writer by configuration; see `OneWriter`.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_for_one_writer(&self) -> Result<Arc<dyn ObjectStore>, ObjectError> {
+        let store = self.open()?;
+        Ok(match self {
+            // A directory keeps conditions.
+            Location::File(_) => store,
+            Location::S3(_) => Arc::new(OneWriter::new(store)),
         })
     }
 

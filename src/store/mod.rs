@@ -11,7 +11,7 @@ mod upkeep;
 
 pub use commits::Commits;
 pub use names::Entry;
-pub use parked::{ParkedBranch, parked};
+pub use parked::{ParkedBranch, Parks, parked};
 pub use upkeep::LogRetention;
 
 use std::collections::{BTreeMap, HashMap};
@@ -132,6 +132,7 @@ pub struct Store {
     node: Mutex<NodeFile>,
     role: RwLock<Role>,
     on_wanted: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    parks: Arc<Parks>,
     _lock: File,
 }
 
@@ -158,6 +159,7 @@ impl Store {
             node: Mutex::new(NodeFile { boot: options.boot_id, ..node }),
             role: RwLock::default(),
             on_wanted: OnceLock::new(),
+            parks: Arc::default(),
             _lock: lock,
         };
         store.recover(scanned, since)?;
@@ -296,18 +298,25 @@ impl Store {
 
     /// Moves a database whose branch lost aside; it is brought to the head anew.
     pub fn park(&self, database: &Database) -> Result<Parked, DbError> {
-        let at = self.shared.clock.now().millis();
-        let label = database.name().as_str().replace('/', "%2F");
-        let label: String = label.chars().take(180).collect();
-        let dir = self.dir.join("parked").join(format!("{label}-{at}"));
-        let parked = database.park(&dir)?;
-        self.commits.forget(database.name());
+        let (name, at) = (database.name(), self.shared.clock.now());
+        let from = self.commits.oldest_of(name).map(|commit| commit.meta.pre);
+        let node = self.node_id();
+        let dir = parked::dir_of(&self.dir, name, at, node);
+        let what = Parked { db: name.clone(), pos: database.pos(), from, at, node: Some(node) };
+        let parked = database.park(&dir, what)?;
+        self.commits.forget(name);
+        self.parks.note();
         Ok(parked)
     }
 
     /// How many branches are kept aside.
     pub fn parked_count(&self) -> u64 {
-        fs::read_dir(self.dir.join("parked")).map_or(0, |entries| entries.count() as u64)
+        parked::count(&self.dir)
+    }
+
+    /// What tells of every branch that is moved aside.
+    pub fn parks(&self) -> &Arc<Parks> {
+        &self.parks
     }
 
     /// The role of this node.

@@ -7,13 +7,16 @@ pub mod api;
 pub mod app;
 pub mod content;
 pub mod drivers;
+pub mod line;
 pub mod mounted;
 pub mod node;
+pub mod outside;
 pub mod process;
 pub mod scratch;
 pub mod worker;
 
 pub use node::{Node, Settings};
+pub use outside::Outside;
 pub use scratch::Scratch;
 
 use std::time::{Duration, Instant};

@@ -115,6 +115,11 @@ impl Node {
         self
     }
 
+    /// From the next start on, another archive.
+    pub fn set_archive_url(&mut self, url: &str) {
+        self.url = Some(url.to_owned());
+    }
+
     /// Where it mounts.
     pub fn mount(&self) -> PathBuf {
         self.base.join("mnt")
@@ -306,6 +311,11 @@ impl Node {
     /// A request to its API that changes something; the reply's status, if it answers.
     pub fn try_post(&self, path: &str) -> Option<u16> {
         api::request(self.addr, "POST", path, b"").ok().map(|reply| reply.status)
+    }
+
+    /// Whether it is the primary, as far as it knows.
+    pub fn is_primary(&self) -> bool {
+        self.try_status().is_some_and(|status| status["role"] == "primary")
     }
 
     /// A database's position as its `-pos` file gives it, without the newline. Read

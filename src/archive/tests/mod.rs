@@ -4,5 +4,7 @@
 mod fencing;
 mod formats;
 mod model;
+#[path = "../../../tests/support/outside.rs"]
+mod outside;
 mod reading;
 mod upkeep;

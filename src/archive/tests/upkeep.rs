@@ -9,11 +9,15 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::model::{Bed, Model, State, assert_all_restorable, assert_restores, seed};
+use super::outside::Outside;
 use crate::archive::{
-    Archive, ArchiveError, Kind, Occasion, PutError, Severity, SnapshotSource, Snapshots, Target, keys,
+    Archive, ArchiveError, Body, ChangeSet, Kind, LostBranch, Occasion, PutError, Severity, SnapshotSource,
+    Snapshots, Target, keys,
 };
 use crate::ltx::Codec;
-use crate::object::{Counted, Faulty, FileStore, MemoryStore, ObjectErrorKind, ObjectStore, Op};
+use crate::object::{
+    Counted, Faulty, FileStore, MemoryStore, ObjectErrorKind, ObjectStore, Op, PutCond, S3Store,
+};
 use crate::words::{Clock, DbName, PageSize, Pgno, Pos, Txid};
 
 fn sound(archive: &Archive) {
@@ -60,7 +64,7 @@ fn after_a_clean_stop_the_next_start_reads_almost_nothing() {
     }
     let before = counted.totals().calls();
     writer.upkeep(Occasion::Stopping, &()).expect("upkeep");
-    assert!(counted.totals().calls() - before <= 4, "a pack, a merged file, the manifest");
+    assert!(counted.totals().calls() - before <= 5, "a pack, a merged file, the manifest, two listings");
     let before = counted.totals().calls();
     let archive = bed.archive();
     let head = archive.head().expect("a head");
@@ -106,8 +110,18 @@ fn what_is_superseded_is_deleted_after_the_time_of_grace_and_not_before() {
 
 #[test]
 fn what_is_older_than_retention_goes_and_every_moment_within_stays() {
+    retention(Bed::new());
+}
+
+#[test]
+fn on_minio_too_every_moment_within_retention_stays() {
+    let Some(minio) = Outside::minio() else { return };
+    let place = minio.place(&format!("retention-{:016x}", rand::random::<u64>()));
+    retention(Bed::on(Arc::new(S3Store::new(place).expect("a store"))));
+}
+
+fn retention(mut bed: Bed) {
     let seed = seed();
-    let mut bed = Bed::new();
     small(&mut bed);
     bed.options.retention = Duration::from_secs(60);
     bed.options.snapshot_interval = Duration::from_secs(20);
@@ -519,4 +533,95 @@ fn random_history(seed: u64, inner: Arc<dyn ObjectStore>) {
         }
     }
     sound(&archive);
+}
+
+#[test]
+fn what_a_dead_writer_left_behind_is_deleted_and_what_is_named_or_under_way_is_not() {
+    let mut bed = Bed::new();
+    small(&mut bed);
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut model = Model::new("a.db", 5);
+    let big = |model: &mut Model, name: &str| {
+        let set = model.commit(bed.tick());
+        let Body::Bytes(bytes) = &set.body else { panic!("it is in memory") };
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).expect("write");
+        ChangeSet { body: Body::File(path), ..set }
+    };
+    let first = bed.writer(1);
+    first.put(&[big(&mut model, "named")]).expect("a put");
+    // It dies between the object and the segment that would have named it; and so does
+    // another, of which the next writer knows only that it was.
+    let unique = "0000000000000001-00000000deadbeef/a.db/0000000000000002.ltx";
+    let left = format!("{}{unique}", keys::BIG);
+    let foreign = format!("{}strange", keys::BIG);
+    for key in [&left, &foreign] {
+        bed.store.put(key, bytes::Bytes::from_static(b"x"), PutCond::IfAbsent).expect("put");
+    }
+    let second = bed.writer(2);
+    let under_way = format!("{}0000000000000002-00000000deadbeef/a.db/0000000000000009.ltx", keys::BIG);
+    let later = format!("{}0000000000000003-00000000deadbeef/a.db/0000000000000009.ltx", keys::BIG);
+    for key in [&under_way, &later] {
+        bed.store.put(key, bytes::Bytes::from_static(b"x"), PutCond::IfAbsent).expect("put");
+    }
+    second.put(&[model.commit(bed.tick())]).expect("a put");
+    second.upkeep(Occasion::Stopping, &()).expect("upkeep");
+    let keys = bed.store.list(keys::BIG, None).expect("a list");
+    let keys: Vec<&str> = keys.iter().map(|info| info.key.as_str()).collect();
+    assert_eq!(keys.len(), 4, "{keys:?}");
+    assert!(!keys.contains(&left.as_str()), "{keys:?}");
+    assert_all_restorable(&bed.archive(), &model, Txid::new(1));
+    sound(&bed.archive());
+}
+
+#[test]
+fn branches_that_lost_expire_after_their_own_time() {
+    let mut bed = Bed::new();
+    small(&mut bed);
+    bed.options.parked_retention = Duration::from_secs(3 * 24 * 3600);
+    let writer = bed.writer(1);
+    let mut model = Model::new("a.db", 5);
+    let archive = bed.archive();
+    let branch = |id: &str, at| LostBranch {
+        id: id.to_owned(),
+        db: model.db.clone(),
+        pos: Pos::ZERO,
+        from: None,
+        at,
+        node: None,
+        size: None,
+        stored: 0,
+    };
+    archive.keep_branch(&branch("old", bed.tick()), None).expect("kept");
+    bed.clock.advance(Duration::from_secs(2 * 24 * 3600));
+    archive.keep_branch(&branch("young", bed.tick()), None).expect("kept");
+    let ids = || -> Vec<String> {
+        archive.lost_branches().expect("listed").into_iter().map(|branch| branch.id).collect()
+    };
+    let mut work = || {
+        for _ in 0..6 {
+            writer.put(&[model.commit(bed.tick())]).expect("a put");
+            writer.upkeep(Occasion::Running, &()).expect("upkeep");
+        }
+    };
+    work();
+    assert_eq!(ids(), ["old", "young"]);
+    bed.clock.advance(Duration::from_secs(2 * 24 * 3600));
+    work();
+    assert_eq!(ids(), ["young"]);
+}
+
+#[test]
+fn the_manifest_of_five_hundred_databases_stays_small() {
+    let bed = Bed::new();
+    let writer = bed.writer(1);
+    let mut models: Vec<Model> = (0..500).map(|n| Model::new(&format!("tenants/{n:04}.db"), n)).collect();
+    for _ in 0..3 {
+        let sets: Vec<_> = models.iter_mut().map(|model| model.commit(bed.tick())).collect();
+        writer.put(&sets).expect("a put");
+        writer.upkeep(Occasion::Stopping, &()).expect("upkeep");
+    }
+    let size = bed.store.head(keys::MANIFEST).expect("head").expect("a manifest").size;
+    println!("500 databases with three sessions each: {size} bytes of manifest");
+    assert!(size < 2 << 20, "{size}");
 }

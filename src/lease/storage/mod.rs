@@ -3,6 +3,11 @@
 //! anything itself.
 
 mod machine;
+#[cfg(test)]
+mod stepped;
+
+#[cfg(test)]
+pub(crate) use stepped::SteppedLease;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -11,9 +16,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Lease, Member, Standing, Want};
-use crate::object::{ObjectErrorKind, ObjectStore};
+use crate::object::{Etag, Object, ObjectError, ObjectErrorKind, ObjectStore};
 use crate::words::Clock;
-use machine::{Machine, PutReply, Step};
+use machine::{Machine, PutReply, ReadReply, Step};
 
 /// The key of the lease's object.
 pub const LEASE_KEY: &str = "lease.json";
@@ -94,26 +99,34 @@ impl Shared {
                 }
                 Step::Read => {
                     let reply = MutexGuard::unlocked(&mut state, || self.store.get(LEASE_KEY));
-                    let reply = match reply {
-                        Ok(found) => Ok(found.map(|object| (object.body.to_vec(), object.etag))),
-                        Err(error) => Err(error.to_string()),
-                    };
-                    state.machine.read_replied(self.clock.elapsed(), reply);
+                    state.machine.read_replied(self.clock.elapsed(), read_reply(reply));
                     self.changed.notify_all();
                 }
                 Step::Put(body, cond) => {
                     let reply =
                         MutexGuard::unlocked(&mut state, || self.store.put(LEASE_KEY, body.into(), cond));
-                    let reply = match reply {
-                        Ok(etag) => PutReply::Done(etag),
-                        Err(error) if error.kind == ObjectErrorKind::Precondition => PutReply::Unmet,
-                        Err(error) => PutReply::Failed(error.to_string()),
-                    };
-                    state.machine.put_replied(self.clock.elapsed(), reply);
+                    state.machine.put_replied(self.clock.elapsed(), put_reply(reply));
                     self.changed.notify_all();
                 }
             }
         }
+    }
+}
+
+/// What the store's answer to a read is to the machine.
+fn read_reply(reply: Result<Option<Object>, ObjectError>) -> ReadReply {
+    match reply {
+        Ok(found) => Ok(found.map(|object| (object.body.to_vec(), object.etag))),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What the store's answer to a put is to the machine.
+fn put_reply(reply: Result<Etag, ObjectError>) -> PutReply {
+    match reply {
+        Ok(etag) => PutReply::Done(etag),
+        Err(error) if error.kind == ObjectErrorKind::Precondition => PutReply::Unmet,
+        Err(error) => PutReply::Failed(error.to_string()),
     }
 }
 

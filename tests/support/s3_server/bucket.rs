@@ -103,7 +103,7 @@ impl Buckets {
         let (latency, trouble) = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.requests.push(format!("{op} {key}"));
-            let rule = state.rules.iter_mut().find(|r| r.times > 0 && r.op == op && key.contains(&r.key));
+            let rule = state.rules.iter_mut().find(|rule| rule.meets(op, key));
             let trouble = rule.map(|rule| {
                 rule.times -= 1;
                 rule.trouble

@@ -19,6 +19,8 @@ use tokio::runtime::Runtime;
 
 /// The bucket that is there.
 pub const BUCKET: &str = "test-bucket";
+/// Every operation.
+pub const ANY: &str = "*";
 const KEY: &str = "test-key";
 const SECRET: &str = "test-secret";
 
@@ -47,6 +49,12 @@ struct Rule {
     key: String,
     times: u64,
     trouble: Trouble,
+}
+
+impl Rule {
+    fn meets(&self, op: &str, key: &str) -> bool {
+        self.times > 0 && (self.op == ANY || self.op == op) && key.contains(&self.key)
+    }
 }
 
 /// How the server departs from S3, where real ones do.
@@ -141,7 +149,7 @@ impl S3Server {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next `times` requests of operation `op` (as S3 calls it, `PutObject`) on keys
+    /// The next `times` requests of operation `op` (as S3 calls it, `PutObject`; or [`ANY`]) on keys
     /// that contain `key` go wrong.
     pub fn trouble(&self, op: &'static str, key: &str, times: u64, trouble: Trouble) {
         self.state().rules.push(Rule { op, key: key.to_owned(), times, trouble });
