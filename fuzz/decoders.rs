@@ -1,4 +1,4 @@
-//! Every decoder of src/ltx and src/sqlite as a function that takes any bytes and
+//! Every decoder of src/ltx, src/sqlite and src/peer/wire as a function that takes any bytes and
 //! panics if a rule is broken. Used by `tests/fuzz_decoders.rs` (random inputs, on
 //! every run) and by the libFuzzer targets beside this file.
 #![allow(dead_code, reason = "each libFuzzer target uses one of them")]
@@ -6,6 +6,7 @@
 use std::io;
 
 use litefs::ltx::{self, Decoder, Encoder, FrameDecoder, Header, Index, Located, LtxError};
+use litefs::peer::wire::{self, Down, Message, Up};
 use litefs::sqlite::journal::{self, Playback};
 use litefs::sqlite::wal::{Authority, WalHeader, next_transaction};
 use litefs::sqlite::wal_index::WalIndex;
@@ -16,7 +17,7 @@ use litefs::words::{Checksum, PageSize, Pgno};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("ltx_file", ltx_file),
     ("ltx_tail", ltx_tail),
     ("ltx_frame", ltx_frame),
@@ -24,6 +25,7 @@ pub const TARGETS: [Target; 7] = [
     ("rollback_journal", rollback_journal),
     ("wal", wal),
     ("names", names),
+    ("stream", stream),
 ];
 
 type Pages = Vec<(Pgno, Vec<u8>)>;
@@ -156,6 +158,34 @@ pub fn wal(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// What comes over a stream between nodes, in either direction.
+pub fn stream(bytes: &[u8]) {
+    frames::<Up>(bytes);
+    frames::<Down>(bytes);
+}
+
+/// What is accepted is written again as it was; in whatever pieces it comes.
+fn frames<M: Message + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
+    let (mut decoder, mut written, mut whole) = (wire::Decoder::new(), Vec::new(), Vec::new());
+    decoder.push(bytes);
+    while let Ok(Some(frame)) = decoder.take_frame::<M>() {
+        frame.write(&mut written);
+        whole.push(frame);
+    }
+    assert_eq!(bytes.get(..written.len()), Some(written.as_slice()));
+    let (mut decoder, mut pieces) = (wire::Decoder::new(), Vec::new());
+    for piece in bytes.chunks(7) {
+        decoder.push(piece);
+        while let Ok(Some(frame)) = decoder.take_frame::<M>() {
+            pieces.push(frame);
+        }
+        if pieces.len() == whole.len() {
+            break;
+        }
+    }
+    assert_eq!(pieces, whole);
 }
 
 /// A file name.

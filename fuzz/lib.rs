@@ -8,3 +8,11 @@ pub mod ltx;
 
 #[path = "../src/sqlite/mod.rs"]
 pub mod sqlite;
+
+#[path = "../src/peer/wire/mod.rs"]
+pub mod wire;
+
+pub mod peer {
+    //! Where the daemon has it.
+    pub use crate::wire;
+}

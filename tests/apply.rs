@@ -17,7 +17,7 @@ use litefs::store::{Role, Store, StoreOptions};
 use litefs::words::{DbName, FaultAction, Faults, NodeId, PageSum, Pgno, SystemClock};
 
 use support::mounted::{BOTH, Client, Mounted};
-use support::worker::{Sqlite, Worker};
+use support::readers::{Habit, SCHEMA, STATE, grow, many, read};
 use support::{PATIENCE, Scratch, can_mount, wait_for};
 
 macro_rules! needs_a_mount {
@@ -139,82 +139,6 @@ impl Pair {
         let replica = mount_replica(scratch, &faults, passthrough);
         Pair { primary, replica, faults }
     }
-}
-
-/// How a reader goes about it.
-#[derive(Clone, Copy)]
-enum Habit {
-    /// One statement after the other.
-    Loop,
-    /// Long transactions in which nothing may move.
-    Long,
-    /// A new connection each time.
-    Reopen,
-}
-
-const STATE: &str = "SELECT (SELECT n FROM m), (SELECT n FROM m) - (SELECT count(*) FROM t), \
-                     (SELECT total FROM m) - (SELECT coalesce(sum(length(a)), 0) FROM t)";
-
-/// Reads until told to stop; how often it did.
-fn read(path: &Path, habit: Habit, stop: &AtomicBool) -> u32 {
-    let mut worker = Worker::start(Sqlite::System);
-    let open = |worker: &mut Worker| {
-        let opened = worker.open(path, PATIENCE).expect("the worker lives");
-        opened.unwrap_or_else(|failure| panic!("open: {failure:?}"));
-    };
-    open(&mut worker);
-    let (mut last, mut count) = (0_i64, 0);
-    let ask = |worker: &mut Worker, sql: &str| {
-        worker.query(sql).expect("the worker lives").unwrap_or_else(|failure| panic!("{sql}: {failure:?}"))
-    };
-    loop {
-        // At least once after the last transaction.
-        let last_time = stop.load(Ordering::Acquire);
-        if matches!(habit, Habit::Reopen) {
-            worker.close().expect("the worker lives");
-            open(&mut worker);
-        }
-        if matches!(habit, Habit::Long) {
-            ask(&mut worker, "BEGIN");
-        }
-        let rows = ask(&mut worker, STATE);
-        let [now, count_off, total_off] = &rows[0][..] else { panic!("three values") };
-        assert_eq!((count_off.as_str(), total_off.as_str()), ("0", "0"), "half of a transaction");
-        let now: i64 = now.parse().expect("a number");
-        assert!(now >= last, "went back from {last} to {now}");
-        last = now;
-        if matches!(habit, Habit::Long) {
-            for _ in 0..10 {
-                assert_eq!(ask(&mut worker, STATE), rows, "a snapshot moved");
-            }
-            assert_eq!(ask(&mut worker, "PRAGMA integrity_check")[0][0], "ok");
-            ask(&mut worker, "COMMIT");
-        }
-        count += 1;
-        if last_time {
-            return count;
-        }
-    }
-}
-
-const SCHEMA: &str = "CREATE TABLE t (a); CREATE TABLE m (n, total); INSERT INTO m VALUES (0, 0)";
-
-/// Adds a row; `n` only grows, so that going back shows.
-fn grow(client: &mut Client, len: u32) {
-    client.rows("BEGIN");
-    client.rows(&format!("INSERT INTO t VALUES (randomblob({len}))"));
-    client.rows(&format!("UPDATE m SET n = n + 1, total = total + {len}"));
-    client.rows("COMMIT");
-}
-
-fn many(client: &mut Client, rows: u32, len: u32) {
-    client.rows("BEGIN");
-    client.rows(&format!(
-        "INSERT INTO t SELECT randomblob({len}) FROM \
-         (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}) SELECT i FROM n)"
-    ));
-    client.rows(&format!("UPDATE m SET n = n + {rows}, total = total + {rows} * {len}"));
-    client.rows("COMMIT");
 }
 
 fn begin(pair: &Pair, db: &str, mode: &str) -> Client {

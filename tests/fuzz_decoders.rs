@@ -1,4 +1,5 @@
-//! Random and mutated inputs for every decoder of src/ltx and src/sqlite: none may
+//! Random and mutated inputs for every decoder of src/ltx, src/sqlite and
+//! src/peer/wire: none may
 //! panic, hang, or allocate more than its input justifies. Ten seconds on every run;
 //! `fuzz/` has the same functions for libFuzzer.
 //!
@@ -15,7 +16,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use litefs::ltx::{Codec, Encoder, Form, Header};
-use litefs::words::{Checksum, PageSize, PageSum, Pgno, Timestamp, Txid};
+use litefs::peer::wire::{Beat, ChangeHead, Down, Ending, Hello, Message, Up, Welcome};
+use litefs::words::{
+    Checksum, ClusterId, DbName, Epoch, NodeId, PageSize, PageSum, Pgno, Pos, Timestamp, Txid,
+};
 use rusqlite::Connection;
 
 /// Remembers the largest allocation.
@@ -121,6 +125,43 @@ fn sqlite_files(dir: &Path) -> Vec<Vec<u8>> {
     all
 }
 
+/// What a replica and a primary say to each other.
+fn streams() -> Vec<Vec<u8>> {
+    let pos =
+        |txid| Pos { txid: Txid::new(txid), checksum: Checksum::from_stored(1 << 63 | txid).expect("sound") };
+    let db = |name| DbName::new(name).expect("a name");
+    let (cluster, node, hostname) = (ClusterId::new(1), NodeId::new(2), "a node".to_owned());
+    let ups = [
+        Up::Hello(Hello { cluster, node, hostname: hostname.clone() }),
+        Up::At(vec![(db("a.db"), pos(1)), (db("t/b"), pos(2))]),
+        Up::Ready,
+        Up::Beat,
+    ];
+    let change = ChangeHead {
+        db: db("a.db"),
+        pre: pos(1),
+        post: pos(2),
+        page_size: PageSize::new(4096).expect("a page size"),
+        commit: 3,
+        pages: 2,
+        timestamp: Timestamp::from_millis(5),
+    };
+    let downs = [
+        Down::Welcome(Welcome { cluster, node, hostname, epoch: Epoch::new(3) }),
+        Down::Change(change),
+        Down::Data(vec![7; 300].into()),
+        Down::Done(300),
+        Down::Beat(Beat { at: Duration::from_secs(1), wall: Timestamp::from_millis(5) }),
+        Down::Archived(vec![(db("a.db"), pos(1))]),
+        Down::Settle { db: db("t/b"), pos: pos(4) },
+        Down::End(Ending::Handoff),
+    ];
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    ups.iter().for_each(|frame| frame.write(&mut up));
+    downs.iter().for_each(|frame| frame.write(&mut down));
+    vec![up, down]
+}
+
 fn mutate(samples: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut bytes = samples[random.below(samples.len())].clone();
     if random.below(50) == 0 {
@@ -185,6 +226,7 @@ fn no_input_makes_a_decoder_panic_hang_or_allocate() {
     let mut random = Random(seed);
     let mut samples = change_sets(&mut random);
     samples.extend(sqlite_files(dir.path()));
+    samples.extend(streams());
     samples.push(b"0000000000000001-000000000000000a.ltx".to_vec());
     if let Some(corpus) = std::env::var_os("LITEFS_FUZZ_CORPUS") {
         for (at, sample) in samples.iter().enumerate() {

@@ -114,6 +114,7 @@ fn no_write_is_lost_or_fails_while_the_lease_wanders() {
     first.start();
     first.wait_primary().expect("the first node is the primary");
     prepare(&first, "wal");
+    first.wait_archived(&["app.db"]);
     second.start();
     let mut acknowledged = 0;
     let mut longest = Duration::ZERO;
@@ -222,6 +223,7 @@ fn a_node_that_is_no_candidate_follows_and_never_writes() {
     first.start();
     first.wait_primary().expect("the first node is the primary");
     prepare(&first, "wal");
+    first.wait_archived(&["app.db"]);
     reader.start();
     reader.wait_role("replica");
     connect(&first, PATIENT).execute("INSERT INTO t VALUES(1, '')", []).expect("write");

@@ -37,6 +37,12 @@ fn render(status: &peer::Status) -> String {
     }
     line("mount", mount(&status.mount));
     line("archive", archive(&status.archive));
+    for replica in &status.replicas {
+        line(
+            "replica",
+            format!("{} ({}), {} transactions behind", replica.hostname, replica.node, replica.behind),
+        );
+    }
     if status.parked > 0 {
         line("parked", format!("{} branches that lost are kept", status.parked));
     }

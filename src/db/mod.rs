@@ -30,8 +30,8 @@ pub use error::DbError;
 pub use image::Image;
 pub use install::{Applying, Goal, Incoming, Parked};
 pub use log::{
-    Batch, ChangeLog, ChangeMeta, Kind, LogError, LogOptions, Place, Scanned, ScannedChange, SpillWriter,
-    StoredChange, WalEnd,
+    Batch, ChangeLog, ChangeMeta, Kind, LogError, LogOptions, LogReader, Place, Scanned, ScannedChange,
+    SpillWriter, StoredChange, WalEnd,
 };
 pub use paths::{FileKind, Paths};
 pub use recover::{Since, Tail};

@@ -93,11 +93,24 @@ pub(super) enum How {
 
 /// What for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Aim {
+pub(super) enum Aim<'a> {
     /// To write: what waits and continues the chain is published.
     Write,
     /// To follow: what waits is the writer's, or lost once another writer has begun.
     Follow,
+    /// To follow a writer that can be asked: of what waits it does not have these.
+    Heed(&'a BTreeSet<DbName>),
+}
+
+impl Aim<'_> {
+    /// Whether what waits of a database is lost where another writer has begun.
+    fn gives_up(self, db: &DbName) -> bool {
+        match self {
+            Aim::Write => false,
+            Aim::Follow => true,
+            Aim::Heed(lost) => lost.contains(db),
+        }
+    }
 }
 
 /// What came of it.
@@ -118,7 +131,7 @@ pub(super) fn align(
     store: &Store,
     archive: &Archive,
     head: &Head,
-    (how, aim): (How, Aim),
+    (how, aim): (How, Aim<'_>),
     watch: &dyn Watch,
 ) -> Result<Aligned, NodeError> {
     let names: BTreeSet<DbName> = head
@@ -199,7 +212,7 @@ struct Act<'a> {
 
 impl Act<'_> {
     /// Brings one database to the head.
-    fn align(&self, name: &DbName, aim: Aim) -> Result<Outcome, NodeError> {
+    fn align(&self, name: &DbName, aim: Aim<'_>) -> Result<Outcome, NodeError> {
         let (store, head) = (self.store, self.head);
         let database = store.entry(name)?;
         let standing = head.standing(name);
@@ -208,7 +221,7 @@ impl Act<'_> {
             exists: database.exists(),
             incomplete: database.incomplete(),
             waiting_from: store.commits().oldest_of(name).map(|commit| commit.meta.pre),
-            overruled: aim == Aim::Follow && head.epoch() > store.epoch(),
+            overruled: aim.gives_up(name) && head.epoch() > store.epoch(),
         };
         let relation = match standing {
             Some(standing) if local.pos == standing.pos => Relation::Head,

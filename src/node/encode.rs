@@ -37,21 +37,46 @@ pub(super) enum EncodeError {
     Archive(#[from] ArchiveError),
 }
 
-/// A change set of the log.
-pub(super) fn change_set(stored: &StoredChange, style: &Style<'_>) -> Result<ChangeSet, EncodeError> {
+/// Writes a change set of the log, a page at a time.
+pub(super) fn write_stored<W: Write>(
+    stored: &StoredChange,
+    codec: Codec,
+    node: NodeId,
+    writer: W,
+) -> Result<W, EncodeError> {
+    let (header, post) = (header_of(stored, codec, node), stored.meta.post.checksum);
+    encode(&stored.meta.db, header, post, writer, |put| each_page(stored, put))
+}
+
+fn each_page(stored: &StoredChange, put: Put<'_>) -> Result<(), EncodeError> {
+    let mut page = Vec::new();
+    for (index, (pgno, _)) in stored.pages.iter().enumerate() {
+        stored.page(index, &mut page)?;
+        put(*pgno, &page)?;
+    }
+    Ok(())
+}
+
+fn header_of(stored: &StoredChange, codec: Codec, node: NodeId) -> Header {
     let meta = &stored.meta;
-    let header = Header {
+    Header {
         page_size: meta.page_size,
         commit: meta.commit,
-        min: meta.post.txid,
+        min: meta.pre.txid.next(),
         max: meta.post.txid,
         timestamp: meta.timestamp,
         pre: meta.pre.checksum,
         wal: None,
-        node: style.node.get(),
+        node: node.get(),
         form: Form::Tracked,
-        codec: style.codec,
-    };
+        codec,
+    }
+}
+
+/// A change set of the log.
+pub(super) fn change_set(stored: &StoredChange, style: &Style<'_>) -> Result<ChangeSet, EncodeError> {
+    let meta = &stored.meta;
+    let header = header_of(stored, style.codec, style.node);
     let change = Change {
         pre: meta.pre,
         post: meta.post,
@@ -60,15 +85,7 @@ pub(super) fn change_set(stored: &StoredChange, style: &Style<'_>) -> Result<Cha
         pages: stored.pages.len() as u32,
         timestamp: meta.timestamp,
     };
-    let mut page = Vec::new();
-    let pages = stored.pages.iter().enumerate();
-    write(&meta.db, header, change, stored.data_len(), style, |put| {
-        for (index, (pgno, _)) in pages {
-            stored.page(index, &mut page)?;
-            put(*pgno, &page)?;
-        }
-        Ok(())
-    })
+    write(&meta.db, header, change, stored.data_len(), style, |put| each_page(stored, put))
 }
 
 /// A whole database, for an archive that has nothing of it.

@@ -95,7 +95,12 @@ impl Node {
     }
 
     /// Brings every database to the head as it is now.
-    fn bring(&self, joined: &mut Joined, how: (How, Aim), give_up: GiveUp<'_>) -> Result<Aligned, NodeError> {
+    fn bring(
+        &self,
+        joined: &mut Joined,
+        how: (How, Aim<'_>),
+        give_up: GiveUp<'_>,
+    ) -> Result<Aligned, NodeError> {
         let watch = |_: Progress| !give_up();
         let aligned = self.persist(give_up, || {
             match align(&self.store, &joined.archive, &joined.head, how, &watch) {

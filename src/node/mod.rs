@@ -6,10 +6,12 @@
 mod align;
 mod encode;
 mod error;
+mod feed;
 mod follow;
 mod images;
 mod import;
 mod join;
+mod live;
 mod options;
 mod parking;
 mod proxy_view;

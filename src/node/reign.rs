@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::archive::{Occasion, PutError, Writer};
+use crate::peer::wire::Welcome;
 use crate::store::LogRetention;
 use crate::words::Epoch;
 
 use super::NodeError;
+use super::feed::{Feeds, Setup as FeedSetup};
 use super::images::Images;
 use super::join::Joined;
 use super::publish::{Publisher, Setup};
@@ -21,6 +23,8 @@ pub(super) struct Reign {
     pub publisher: Arc<Publisher>,
     upkeep: Upkeep,
     since: Instant,
+    /// What replicas are told.
+    pub feeds: Feeds,
 }
 
 impl Reign {
@@ -51,16 +55,19 @@ impl Node {
         let writer = Arc::new(writer);
         let publisher = Arc::new(self.start_publisher(&writer)?);
         let upkeep = self.start_upkeep(&writer)?;
+        let feeds = self.feeds(&writer);
         self.service.update(|parts| {
+            parts.feeds = Some(feeds.clone());
             parts.writer = Some(Arc::clone(&writer));
             parts.publisher = Some(Arc::clone(&publisher));
         });
-        Ok(Reign { writer, publisher, upkeep, since: Instant::now() })
+        Ok(Reign { writer, publisher, upkeep, since: Instant::now(), feeds })
     }
 
     /// Ends to publish; what was not published waits in the store's queue.
     pub(super) fn end_reign(&self, reign: Reign) {
         self.service.update(|parts| {
+            parts.feeds = None;
             parts.writer = None;
             parts.publisher = None;
         });
@@ -69,6 +76,25 @@ impl Node {
         drop(upkeep);
         drop(writer);
         self.store.commits().give_back();
+    }
+
+    /// What replicas are told: for this reign, since its epoch is in it.
+    fn feeds(&self, writer: &Arc<Writer>) -> Feeds {
+        let welcome = Welcome {
+            cluster: writer.archive().cluster(),
+            node: self.store.node_id(),
+            hostname: self.options.hostname.clone(),
+            epoch: writer.epoch(),
+        };
+        let writer = Arc::clone(writer);
+        let archived = move || {
+            writer.with_head(|head| {
+                let databases = head.databases().iter();
+                databases.map(|(name, standing)| (name.clone(), standing.pos)).collect()
+            })
+        };
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.options.clock));
+        Feeds::new(FeedSetup { store, clock, welcome, archived: Box::new(archived) })
     }
 
     fn start_publisher(&self, writer: &Arc<Writer>) -> Result<Publisher, NodeError> {

@@ -14,6 +14,7 @@ use crate::lease::{
     ConsulLease, ConsulLeaseOptions, Holder, Lease, Member, Standing, StaticLease, StorageLease,
     StorageLeaseOptions, Want,
 };
+use crate::peer::wire::Ending;
 use crate::peer::{Client, Event, PrimaryData, ServiceError, Timeouts};
 use crate::store::Role;
 use crate::words::{Epoch, NodeId};
@@ -34,6 +35,9 @@ const A_LONG_TIME: Duration = Duration::from_secs(1 << 30);
 /// the archive.
 const WRITERS: Duration = Duration::from_secs(5);
 const ARCHIVE: Duration = Duration::from_secs(15);
+
+/// How long the next primary may take to have everything from the stream.
+const HEIR: Duration = Duration::from_secs(2);
 
 /// How long a node that has the lease tries to get past applications that read.
 const ASCENT: Duration = Duration::from_secs(30);
@@ -183,7 +187,10 @@ impl Node {
                 following.nudge();
                 self.ask(serving, &member.clone(), *epoch);
             }
-            (Part::Replica(_), Holder::Nobody | Holder::Unknown) => self.know_primary(None),
+            (Part::Replica(following), Holder::Nobody | Holder::Unknown) => {
+                self.know_primary(None);
+                following.nudge();
+            }
             (Part::Primary(_) | Part::None, _) => {}
         }
         Ok(None)
@@ -280,6 +287,7 @@ impl Node {
         self.tell_primary(false, None);
         let Part::Primary(reign) = std::mem::replace(&mut serving.part, Part::None) else { return Ok(None) };
         let joined = reign.joined();
+        reign.feeds.end(Ending::NotPrimary);
         self.end_reign(reign);
         if let Err(error) = self.store.hold_writers(READERS) {
             tracing::error!(%error, "starting over as a replica");
@@ -300,8 +308,7 @@ impl Node {
             tracing::warn!(%error, "held as soon as there is something to apply");
         }
         let pace = if self.rests() { Pace::WhenAsked } else { Pace::Steady };
-        let lease = (!self.options.candidate).then(|| Arc::clone(lease));
-        Following::start(self, joined, pace, lease)
+        Following::start(self, joined, pace, Arc::clone(lease))
     }
 
     /// Someone wants this node to be the primary.
@@ -389,12 +396,22 @@ impl Node {
             self.store.release_writers()?;
             return Ok(Err(ServiceError::NotReady(format!("this node stays the primary: {why}"))));
         }
-        let joined = reign.joined();
+        let (joined, feeds) = (reign.joined(), reign.feeds.clone());
+        // So that it has nothing to fetch when the lease is its own.
+        if let Some(heir) = to.and_then(|to| feeds.replica(to))
+            && !heir.wait_caught_up(HEIR)
+        {
+            tracing::warn!(
+                to = heir.hostname(),
+                "the next primary has not everything yet: it reads the archive"
+            );
+        }
         if let Part::Primary(reign) = std::mem::replace(&mut serving.part, Part::None) {
             self.end_reign(reign);
         }
         serving.lease.want(to.map_or(Want::Nothing, Want::GiveTo));
         serving.lease.wait(RELEASE, &mut |standing| !standing.busy);
+        feeds.end(Ending::Handoff);
         drop(paused);
         tracing::info!(ms = began.elapsed().as_millis() as u64, ?to, "gave the lease away");
         self.tell_primary(false, None);

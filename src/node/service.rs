@@ -13,13 +13,16 @@ use crate::db::Database;
 use crate::fuse::Mount;
 use crate::lease::Member;
 use crate::object::{Counted, ObjectStore, Totals};
+use crate::peer::stream::Feed;
+use crate::peer::wire::Hello;
 use crate::peer::{
-    ArchiveState, ArchiveStatus, DatabaseStatus, Events, Export, Health, Info, MountStatus, Primary, Role,
-    Service, ServiceError, Status, Subscription,
+    ArchiveState, ArchiveStatus, DatabaseStatus, Events, Export, Health, Info, MountStatus, Primary,
+    ReplicaStatus, Role, Service, ServiceError, Status, Subscription,
 };
 use crate::store::{self, Store};
 use crate::words::{DbName, NodeId, Pos, Timestamp};
 
+use super::feed::{Feeds, Replica};
 use super::publish::{Publisher, Standing};
 use super::roles::Reply;
 use super::run::Notice;
@@ -34,6 +37,8 @@ pub(super) struct Parts {
     pub writer: Option<Arc<Writer>>,
     pub publisher: Option<Arc<Publisher>>,
     pub mount: Option<Arc<Mount>>,
+    /// What replicas are told, while this node is the primary.
+    pub feeds: Option<Feeds>,
     /// Why the node waits, while it starts.
     pub waiting_for: Option<String>,
     /// The primary, where it is another node and known.
@@ -90,6 +95,25 @@ impl NodeService {
             store::Role::Primary => Some(self.hostname.clone()),
             store::Role::Replica { primary } => primary,
         }
+    }
+
+    fn replicas(&self) -> Vec<ReplicaStatus> {
+        let feeds = self.parts(|parts| parts.feeds.clone());
+        let replicas = feeds.map_or(Vec::new(), |feeds| feeds.replicas());
+        let status = |replica: &Arc<Replica>| ReplicaStatus {
+            node: replica.node(),
+            hostname: replica.hostname().to_owned(),
+            behind: replica.behind(),
+        };
+        replicas.iter().map(status).collect()
+    }
+
+    fn lag_ms(&self) -> Option<u64> {
+        let lag = match self.store.role() {
+            store::Role::Primary => Some(Duration::ZERO),
+            store::Role::Replica { .. } => self.store.lag(),
+        };
+        lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX))
     }
 
     fn archive_status(&self) -> ArchiveStatus {
@@ -187,11 +211,12 @@ impl Service for NodeService {
             cluster: self.store.cluster(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: self.started,
-            lag_ms: (self.role() == Role::Primary).then_some(0),
+            lag_ms: self.lag_ms(),
             mount: MountStatus { path: self.mount_path.display().to_string(), mounted, passthrough },
             archive: self.archive_status(),
             databases: databases.iter().map(|database| self.database_status(database, &unarchived)).collect(),
             parked: self.store.parked_count(),
+            replicas: self.replicas(),
         }
     }
 
@@ -281,6 +306,28 @@ impl Service for NodeService {
 
     fn subscribe(&self) -> Subscription {
         self.events.subscribe()
+    }
+
+    fn feed(&self, replica: &Hello, positions: Vec<(DbName, Pos)>) -> Result<Arc<dyn Feed>, ServiceError> {
+        if self.store.cluster() != Some(replica.cluster) {
+            let own = self.store.cluster().map_or("none".to_owned(), |cluster| cluster.to_string());
+            return Err(ServiceError::NotSupported(format!(
+                "this node is of cluster {own}, node {} ({}) of cluster {}: nothing is sent to it",
+                replica.node, replica.hostname, replica.cluster
+            )));
+        }
+        if replica.node == self.store.node_id() {
+            return Err(ServiceError::BadInput(
+                "this node cannot follow itself: two nodes share a data directory or its copy, or advertise-url is \
+                 that of another node"
+                    .to_owned(),
+            ));
+        }
+        let feeds = self.parts(|parts| parts.feeds.clone());
+        let feeds = feeds.filter(|_| self.store.role() == store::Role::Primary);
+        let feeds = feeds.ok_or_else(|| ServiceError::NotPrimary { primary: self.primary() })?;
+        let failed = |why| ServiceError::Failed(format!("reading the change log for a replica: {why}"));
+        feeds.open(replica.clone(), positions).map(|replica| replica as _).map_err(failed)
     }
 }
 

@@ -22,6 +22,7 @@ use super::auth;
 use super::bridge::{BodyReader, Patience, body_of};
 use super::events::{Event, InitData};
 use super::service::{Health, Role, Service, ServiceError, Status};
+use super::stream::{Pace, stream as replicate};
 
 /// How much of a refused body is read all the same: a socket that is closed with
 /// bytes unread is reset (RFC 9293 §3.10.4), and the client may lose the reply.
@@ -35,6 +36,7 @@ pub struct Shared {
     /// The server accepts no more; endless replies end.
     pub stopping: CancellationToken,
     pub patience: Patience,
+    pub pace: Pace,
 }
 
 /// Every route of the API.
@@ -48,6 +50,7 @@ pub fn router(shared: Shared) -> Router {
         .route("/handoff", post(handoff))
         .route("/export", get(export))
         .route("/import", post(import))
+        .route("/stream", post(replicate))
         .layer(from_fn_with_state(shared.clone(), check_token))
         .route("/health", get(health))
         .with_state(shared)
@@ -184,7 +187,7 @@ fn init(status: Status) -> InitData {
 }
 
 /// Runs a call of the service on a thread where it may block.
-async fn ask<T: Send + 'static>(
+pub(super) async fn ask<T: Send + 'static>(
     shared: &Shared,
     call: impl FnOnce(&dyn Service) -> Result<T, ServiceError> + Send + 'static,
 ) -> Result<T, Refusal> {
@@ -209,7 +212,7 @@ fn bad(text: &str) -> Refusal {
 }
 
 /// A service's error as a reply.
-struct Refusal(ServiceError);
+pub(super) struct Refusal(pub(super) ServiceError);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {

@@ -1,5 +1,5 @@
-//! A node's HTTP API: its server, its client, and the trait through which the
-//! server asks the node. Must not know how a node does what is asked.
+//! A node's HTTP API: its server, its client, the stream between nodes, and the
+//! traits through which the server asks the node. Must not know how a node does what is asked.
 
 mod auth;
 mod bind;
@@ -10,10 +10,12 @@ mod handlers;
 mod metrics;
 mod server;
 mod service;
+pub mod stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+pub mod wire;
 
 pub use bind::BindError;
 pub use client::{Client, ClientError, Timeouts};
@@ -21,6 +23,6 @@ pub use events::{Event, Events, InitData, PrimaryData, Subscription, TxData};
 pub use metrics::render as render_metrics;
 pub use server::{ServeError, Server, ServerOptions, serve};
 pub use service::{
-    ArchiveState, ArchiveStatus, DatabaseStatus, Export, Health, Info, MountStatus, Primary, Role, Service,
-    ServiceError, Status,
+    ArchiveState, ArchiveStatus, DatabaseStatus, Export, Health, Info, MountStatus, Primary, ReplicaStatus,
+    Role, Service, ServiceError, Status,
 };

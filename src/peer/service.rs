@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::words::{ClusterId, DbName, Epoch, NodeId, PageSize, Pos, Timestamp};
 
 use super::events::Subscription;
+use super::stream::Feed;
+use super::wire::Hello;
 
 /// The node, as the API sees it. Calls may block (they run on a pool of threads
 /// for blocking work), and several run at once.
@@ -44,6 +47,9 @@ pub trait Service: Send + Sync + 'static {
 
     /// The events from now on; see [`super::Events`].
     fn subscribe(&self) -> Subscription;
+
+    /// What a replica that stands at these positions is to be told.
+    fn feed(&self, replica: &Hello, positions: Vec<(DbName, Pos)>) -> Result<Arc<dyn Feed>, ServiceError>;
 }
 
 /// A whole database to read: `size` bytes as of `pos`.
@@ -156,6 +162,9 @@ pub struct Status {
     /// Branches that lost and are kept.
     #[serde(default)]
     pub parked: u64,
+    /// The replicas that follow this node, if it is the primary.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub replicas: Vec<ReplicaStatus>,
 }
 
 /// The mount of a node.
@@ -213,6 +222,18 @@ pub struct ArchiveStatus {
     pub bytes_out: u64,
     /// Bytes got since the start.
     pub bytes_in: u64,
+}
+
+/// A replica that follows a primary.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaStatus {
+    /// Its id.
+    pub node: NodeId,
+    /// Its hostname.
+    pub hostname: String,
+    /// Transactions that it has not said that it has.
+    pub behind: u64,
 }
 
 /// One database on a node.

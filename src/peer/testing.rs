@@ -8,9 +8,11 @@ use parking_lot::Mutex;
 
 use super::events::{Events, Subscription};
 use super::service::{
-    ArchiveState, ArchiveStatus, DatabaseStatus, Export, Health, Info, MountStatus, Role, Service,
-    ServiceError, Status,
+    ArchiveState, ArchiveStatus, DatabaseStatus, Export, Health, Info, MountStatus, ReplicaStatus, Role,
+    Service, ServiceError, Status,
 };
+use super::stream::Feed;
+use super::wire::Hello;
 use crate::words::{DbName, NodeId, PageSize, Pos, Timestamp, Txid};
 
 /// An info.
@@ -60,8 +62,16 @@ pub fn status() -> Status {
             hydrated: 1.0,
         }],
         parked: 0,
+        replicas: vec![ReplicaStatus { node: NodeId::new(2), hostname: "there".to_owned(), behind: 1 }],
     }
 }
+
+/// Who asked for a feed, and where it stands.
+pub type Asked = (Hello, Vec<(DbName, Pos)>);
+
+/// Gives a replica its feed.
+pub type OpenFeed =
+    Box<dyn Fn(&Hello, Vec<(DbName, Pos)>) -> Result<Arc<dyn Feed>, ServiceError> + Send + Sync>;
 
 /// Keeps imported bytes in memory; fails where its fields say so.
 #[derive(Default)]
@@ -71,6 +81,10 @@ pub struct Fake {
     pub not_ready: Mutex<Option<String>>,
     /// An endless export, to be cut off.
     pub endless: bool,
+    /// What replicas are told; none: the node is no primary.
+    pub feed: Option<OpenFeed>,
+    /// Who asked for it.
+    pub replicas: Mutex<Vec<Asked>>,
 }
 
 impl Fake {
@@ -125,5 +139,10 @@ impl Service for Fake {
 
     fn subscribe(&self) -> Subscription {
         self.events.subscribe()
+    }
+
+    fn feed(&self, replica: &Hello, positions: Vec<(DbName, Pos)>) -> Result<Arc<dyn Feed>, ServiceError> {
+        self.replicas.lock().push((replica.clone(), positions.clone()));
+        self.feed.as_ref().ok_or(ServiceError::NotPrimary { primary: None })?(replica, positions)
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::News;
 use super::changes::Changes;
 use crate::db::{CommitListener, Committed, Place, ScannedChange};
 use crate::words::DbName;
@@ -15,6 +16,7 @@ struct Queue {
     /// Taken, and not yet reported as published.
     taken: VecDeque<Committed>,
     captured: u64,
+    publications: u64,
     woken: u64,
     /// When the last was captured.
     last: Option<Instant>,
@@ -31,6 +33,7 @@ pub struct Commits {
     emptied: Condvar,
     watcher: OnceLock<Watcher>,
     pub(super) changes: Changes,
+    news: News,
 }
 
 type Watcher = Box<dyn Fn(&Committed) + Send + Sync>;
@@ -49,10 +52,12 @@ impl CommitListener for Commits {
         if first {
             self.arrived.notify_all();
         }
+        self.news.tell();
     }
 
     fn applied(&self, committed: Committed) {
         self.lock().waiting.push_back(committed);
+        self.news.tell();
     }
 
     fn moved(&self) {
@@ -140,8 +145,12 @@ impl Commits {
 
     /// What was taken is published.
     pub fn published(&self) {
-        self.lock().taken.clear();
+        let mut queue = self.lock();
+        queue.taken.clear();
+        queue.publications += 1;
+        drop(queue);
         self.emptied.notify_all();
+        self.news.tell();
     }
 
     /// What was taken was not published: it waits again.
@@ -184,6 +193,16 @@ impl Commits {
     pub fn oldest_of(&self, db: &DbName) -> Option<Committed> {
         let queue = self.lock();
         queue.taken.iter().chain(&queue.waiting).find(|commit| commit.meta.db == *db).cloned()
+    }
+
+    /// What happens here, for those who wait for it.
+    pub fn news(&self) -> &News {
+        &self.news
+    }
+
+    /// How often something was published since the start.
+    pub fn publications(&self) -> u64 {
+        self.lock().publications
     }
 
     /// How many were captured since the start.

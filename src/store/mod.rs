@@ -6,11 +6,13 @@
 mod changes;
 mod commits;
 mod names;
+mod news;
 mod parked;
 mod upkeep;
 
 pub use commits::Commits;
 pub use names::Entry;
+pub use news::News;
 pub use parked::{ParkedBranch, Parks, parked};
 pub use upkeep::LogRetention;
 
@@ -133,6 +135,8 @@ pub struct Store {
     role: RwLock<Role>,
     on_wanted: OnceLock<Box<dyn Fn() + Send + Sync>>,
     parks: Arc<Parks>,
+    /// When the primary had what is here.
+    current: RwLock<Option<Duration>>,
     _lock: File,
 }
 
@@ -160,6 +164,7 @@ impl Store {
             role: RwLock::default(),
             on_wanted: OnceLock::new(),
             parks: Arc::default(),
+            current: RwLock::default(),
             _lock: lock,
         };
         store.recover(scanned, since)?;
@@ -252,6 +257,11 @@ impl Store {
         &self.commits
     }
 
+    /// What happens here, for those who wait for it.
+    pub fn news(&self) -> &News {
+        self.commits.news()
+    }
+
     /// The database of this name, if it is there and was not dropped.
     pub fn database(&self, name: &DbName) -> Option<Arc<Database>> {
         self.known(name).filter(|database| database.exists())
@@ -329,6 +339,7 @@ impl Store {
         self.shared.set_writable(role == Role::Primary);
         *self.role.write().unwrap_or_else(PoisonError::into_inner) = role;
         self.commits.changes.tell();
+        self.news().tell();
     }
 
     /// Adds someone who is told, after it, that the role or the readable position of a
@@ -371,9 +382,16 @@ impl Store {
         self.all().iter().try_for_each(|database| database.release_writers())
     }
 
-    /// How far behind the primary a replica is.
+    /// How far behind the primary a replica is, at most; `None` if nothing is known.
     pub fn lag(&self) -> Option<Duration> {
-        None
+        let current = *self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.map(|current| self.shared.clock.elapsed().saturating_sub(current))
+    }
+
+    /// What the primary had at this moment (by the clock's `elapsed`) is here.
+    pub fn set_current(&self, at: Duration) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        *current = (*current).max(Some(at));
     }
 
     /// The mount hands itself in.

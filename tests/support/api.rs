@@ -14,12 +14,24 @@ pub struct Reply {
 
 /// Sends a request and reads the whole reply.
 pub fn request(addr: SocketAddr, method: &str, path: &str, body: &[u8]) -> io::Result<Reply> {
+    request_with(addr, None, method, path, body)
+}
+
+/// The same with a token.
+pub fn request_with(
+    addr: SocketAddr,
+    token: Option<&str>,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> io::Result<Reply> {
+    let token = token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
     let mut stream = TcpStream::connect_timeout(&addr, Duration::from_secs(30))?;
     stream.set_read_timeout(Some(Duration::from_secs(120)))?;
     stream.set_write_timeout(Some(Duration::from_secs(120)))?;
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        "{method} {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n{token}Content-Length: {}\r\n\r\n",
         body.len()
     )?;
     stream.write_all(body)?;

@@ -12,6 +12,7 @@ pub mod mounted;
 pub mod node;
 pub mod outside;
 pub mod process;
+pub mod readers;
 pub mod scratch;
 pub mod worker;
 

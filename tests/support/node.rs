@@ -29,6 +29,8 @@ pub struct Settings {
     pub lease: &'static str,
     /// More lines of `[storage]`.
     pub storage: String,
+    /// `[http] token`.
+    pub token: Option<String>,
     /// More lines of litefs.toml, appended.
     pub more: String,
     /// Environment of the process, such as LITEFS_FAULTS.
@@ -46,6 +48,7 @@ impl Default for Settings {
             log: "debug",
             lease: "type = \"static\"",
             storage: String::new(),
+            token: None,
             more: String::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
@@ -109,6 +112,16 @@ impl Node {
         self
     }
 
+    /// Its API is at this address.
+    pub fn at(mut self, addr: SocketAddr) -> Node {
+        self.addr = addr;
+        self
+    }
+
+    fn token(&self) -> Option<&str> {
+        self.settings.token.as_deref()
+    }
+
     /// Tells other nodes where its API is.
     pub fn advertised(mut self) -> Node {
         self.advertised = true;
@@ -169,12 +182,13 @@ impl Node {
             true => format!("advertise-url = \"http://{}\"\n", self.addr),
             false => String::new(),
         };
+        let token = self.token().map_or(String::new(), |token| format!("token = \"{token}\"\n"));
         let text = format!(
             "[fuse]\ndir = {:?}\nallow-other = {allow_other}\npassthrough = \"{}\"\n\
              [data]\ndir = {:?}\n\
              [storage]\nurl = \"{}\"\nsync-interval = \"{sync_interval}\"\n{storage}\n\
              [lease]\n{lease}\n{advertise}\
-             [http]\naddr = \"{}\"\n\
+             [http]\naddr = \"{}\"\n{token}\
              [log]\nlevel = \"{log}\"\n{more}",
             self.mount(),
             if *passthrough { "auto" } else { "off" },
@@ -259,7 +273,7 @@ impl Node {
     /// Waits until it serves in this role.
     pub fn wait_role(&self, role: &str) {
         wait_for(&format!("the node is {role}"), || {
-            let reply = api::request(self.addr, "GET", "/status", b"").ok()?;
+            let reply = api::request_with(self.addr, self.token(), "GET", "/status", b"").ok()?;
             let status: Value = serde_json::from_slice(&reply.body).ok()?;
             (status["role"] == role).then_some(())
         });
@@ -277,12 +291,20 @@ impl Node {
 
     /// A request to its API.
     pub fn get(&self, path: &str) -> api::Reply {
-        api::request(self.addr, "GET", path, b"").unwrap_or_else(|error| panic!("GET {path}: {error}"))
+        api::request_with(self.addr, self.token(), "GET", path, b"")
+            .unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
     /// A request to its API that changes something.
     pub fn post(&self, path: &str) -> api::Reply {
-        api::request(self.addr, "POST", path, b"").unwrap_or_else(|error| panic!("POST {path}: {error}"))
+        api::request_with(self.addr, self.token(), "POST", path, b"")
+            .unwrap_or_else(|error| panic!("POST {path}: {error}"))
+    }
+
+    /// The same with a body.
+    pub fn post_bytes(&self, path: &str, body: &[u8]) -> api::Reply {
+        api::request_with(self.addr, self.token(), "POST", path, body)
+            .unwrap_or_else(|error| panic!("POST {path}: {error}"))
     }
 
     /// Its API's address.
@@ -297,9 +319,9 @@ impl Node {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("status {}: {error}: {text}", reply.status))
     }
 
-    /// What `GET /status` says, if the node answers.
+    /// What `GET /status` says, if it answers.
     pub fn try_status(&self) -> Option<Value> {
-        let reply = api::request(self.addr, "GET", "/status", b"").ok()?;
+        let reply = api::request_with(self.addr, self.token(), "GET", "/status", b"").ok()?;
         serde_json::from_slice(&reply.body).ok()
     }
 
@@ -308,9 +330,10 @@ impl Node {
         Some(self.try_status()?["role"].as_str()?.to_owned())
     }
 
-    /// A request to its API that changes something; the reply's status, if it answers.
+    /// A request to its API that changes something, if it answers; its status.
     pub fn try_post(&self, path: &str) -> Option<u16> {
-        api::request(self.addr, "POST", path, b"").ok().map(|reply| reply.status)
+        let reply = api::request_with(self.addr, self.token(), "POST", path, b"");
+        reply.ok().map(|reply| reply.status)
     }
 
     /// Whether it is the primary, as far as it knows.
@@ -347,6 +370,12 @@ impl Node {
         let status = self.wait_end();
         assert_eq!(status.code(), Some(0), "after SIGTERM the node ended with {status:?}");
         assert!(!self.is_mounted(), "the mount is still there after SIGTERM");
+    }
+
+    /// SIGTERM; waits for the end, whatever its code.
+    pub fn stop_whatever(&mut self) {
+        self.signal(rustix::process::Signal::TERM);
+        self.wait_end();
     }
 
     /// Sends a signal.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crc_fast::{CrcAlgorithm, Digest};
 
+use super::reader::LogReader;
 use super::record::Batch;
 use super::scan::Scanned;
 use super::stored::{StoredChange, read_stored};
@@ -152,6 +153,11 @@ impl ChangeLog {
     /// A change set, to read its pages from.
     pub fn read(&self, place: Place) -> Result<StoredChange, LogError> {
         read_stored(&self.dir, place)
+    }
+
+    /// A reader that begins at `from`, the beginning of a record or of a file.
+    pub fn reader(&self, from: Place) -> LogReader {
+        LogReader::new(&self.dir, from)
     }
 
     /// Bytes of all files, without spills.

@@ -6,12 +6,14 @@
 //! Format: docs/FORMATS.md §Local change log.
 
 mod files;
+mod reader;
 mod record;
 mod scan;
 mod stored;
 mod sync;
 
 pub use files::{ChangeLog, LogOptions, SpillWriter};
+pub use reader::LogReader;
 pub use record::{Batch, ChangeMeta, Kind, WalEnd};
 pub use scan::{Scanned, ScannedChange};
 pub use stored::StoredChange;
@@ -61,6 +63,11 @@ pub enum LogError {
 }
 
 impl LogError {
+    /// Whether the file is not there any more.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, LogError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     fn io(attempt: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> LogError {
         let path = path.into();
         move |source| LogError::Io { attempt, path, source }

@@ -1,0 +1,7 @@
+//! libFuzzer target: see ../decoders.rs.
+#![no_main]
+
+#[path = "../decoders.rs"]
+mod decoders;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| decoders::stream(bytes));

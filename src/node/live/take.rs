@@ -1,0 +1,100 @@
+//! A change set that came from the primary: verified, and applied while applications
+//! read. Must not wait longer than it is told.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::time::Duration;
+
+use crate::db::{Database, DbError, Goal};
+use crate::ltx::{Decoder, Header, LtxError};
+use crate::peer::stream::{Ltx, ReceivedChange};
+use crate::peer::wire::ChangeHead;
+use crate::store::Store;
+use crate::words::{DbName, PageSum};
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is applied.
+    Applied,
+    /// The database has it already.
+    Before,
+    /// It does not continue the database's position.
+    NotNext,
+}
+
+/// Why a change set cannot be taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    #[error("a change set of database {db} from the primary is damaged: {why}")]
+    Damaged { db: DbName, why: String },
+    #[error(transparent)]
+    Database(#[from] DbError),
+    #[error("reading a change set of database {db} that came from the primary: {source}")]
+    Io { db: DbName, source: io::Error },
+}
+
+impl TakeError {
+    /// Whether applications were in the way: it can be tried again.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, TakeError::Database(DbError::Busy { .. }))
+    }
+}
+
+/// Applies it, unless it is there or does not fit.
+pub(super) fn take(store: &Store, change: &ReceivedChange, patience: Duration) -> Result<Taken, TakeError> {
+    let head = &change.head;
+    let database = store.entry(&head.db)?;
+    let at = database.pos();
+    if at == head.post || at.txid > head.post.txid {
+        return Ok(Taken::Before);
+    }
+    if at != head.pre {
+        return Ok(Taken::NotNext);
+    }
+    let io = |source| TakeError::Io { db: head.db.clone(), source };
+    match &change.ltx {
+        Ltx::Memory(bytes) => apply(&database, head, &bytes[..], patience)?,
+        Ltx::File(file) => {
+            let file = File::open(file.path()).map_err(io)?;
+            apply(&database, head, BufReader::with_capacity(1 << 18, file), patience)?;
+        }
+    }
+    Ok(Taken::Applied)
+}
+
+fn apply(
+    database: &Database,
+    head: &ChangeHead,
+    ltx: impl Read,
+    patience: Duration,
+) -> Result<(), TakeError> {
+    let damaged = |why: String| TakeError::Damaged { db: head.db.clone(), why };
+    let failed = |error: LtxError| damaged(error.to_string());
+    let mut decoder = Decoder::new(ltx).map_err(failed)?;
+    if !says_the_same(decoder.header(), head) {
+        return Err(damaged("its header is that of another one".to_owned()));
+    }
+    let goal = Goal { pos: head.post, page_size: head.page_size, pages: head.commit };
+    // The primary puts it into the archive, unless this node takes over before.
+    let live = database.apply_live(head.pre, goal, head.timestamp)?.not_archived();
+    let (mut page, mut count) = (Vec::new(), 0);
+    while let Some(pgno) = decoder.next_page(&mut page).map_err(failed)? {
+        let kept = live.page(pgno, &page, PageSum::of(pgno, &page));
+        kept.map_err(|source| TakeError::Io { db: head.db.clone(), source })?;
+        count += 1;
+    }
+    let trailer = decoder.finish().map_err(failed)?;
+    if trailer.post != Some(head.post.checksum) || count != head.pages {
+        return Err(damaged("it leads elsewhere than it says".to_owned()));
+    }
+    Ok(live.finish(patience)?)
+}
+
+fn says_the_same(header: &Header, head: &ChangeHead) -> bool {
+    let (min, max) = (head.pre.txid.next(), head.post.txid);
+    (header.min, header.max) == (min, max)
+        && header.pre == head.pre.checksum
+        && (header.page_size, header.commit, header.timestamp)
+            == (head.page_size, head.commit, head.timestamp)
+}
