@@ -284,9 +284,11 @@ impl Node {
         let mut running = self.child.take().expect("a node that runs");
         let status = process::wait(&mut running.child);
         if status.is_none() {
+            let threads = threads_of(running.child.id());
             self.child = Some(running);
+            panic!("the node does not end by itself; its threads:\n{threads}");
         }
-        status.expect("the node ends by itself")
+        status.expect("the node has ended")
     }
 
     /// A request to its API.
@@ -475,4 +477,14 @@ fn watch(pid: u32, base: PathBuf) -> mpsc::Sender<()> {
         }
     });
     alive
+}
+
+/// What each thread of a process waits for in the kernel.
+fn threads_of(pid: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of = |task: std::fs::DirEntry| {
+        let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        format!("{} {}\n{}", read("comm").trim(), read("wchan"), read("stack"))
+    };
+    tasks.map(of).collect()
 }
