@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{self, Config, Encoding, LeaseKind, LogFormat, OnUnreachable, Passthrough};
+use crate::config::{self, Config, Durability, Encoding, LeaseKind, LogFormat, OnUnreachable, Passthrough};
 use crate::ltx::Codec;
 use crate::node::{self, LeaseChoice, NodeError, NodeOptions, Outcome, ProxyChoice};
 use crate::proxy::{Forward, ProxyOptions};
@@ -91,6 +91,10 @@ fn options(config: &Config) -> Result<NodeOptions, CliError> {
             ..archive::Options::default()
         },
         sync_interval: storage.sync_interval,
+        durability: match storage.durability {
+            Durability::Async => node::Durability::Async,
+            Durability::Archive => node::Durability::Archive,
+        },
         on_unreachable: match storage.on_unreachable {
             OnUnreachable::Wait => node::OnUnreachable::Wait,
             OnUnreachable::ServeStale => node::OnUnreachable::ServeStale,

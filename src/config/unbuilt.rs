@@ -19,12 +19,6 @@ pub(super) fn refuse(config: &Config, places: &Places) -> Result<(), Fault> {
             "storage.hydration = \"lazy\"",
             "\"full\"",
         ),
-        (
-            storage.durability == Durability::Archive,
-            "storage.durability",
-            "storage.durability = \"archive\"",
-            "\"async\"",
-        ),
     ];
     match refused.into_iter().find(|(used, ..)| *used) {
         None => Ok(()),

@@ -38,6 +38,8 @@ pub struct Database {
     pub(super) hold: Mutex<Option<super::apply::Hold>>,
     /// A lock that outlives a failure: the file is between two positions.
     pub(super) alone: Mutex<Option<Box<dyn super::OwnFile>>>,
+    /// Whether frames count that their writer has not published yet.
+    pub(super) ahead: AtomicBool,
     /// Whether only the daemon writes the WAL: there is nothing to capture.
     pub(super) held: AtomicBool,
     /// Whether the mark of applied change sets is there.
@@ -105,6 +107,8 @@ pub(super) struct State {
     pub unsynced: bool,
     /// A change set that waits for its journal's end.
     pub prepared: Option<Prepared>,
+    /// What waits for the archive.
+    pub waiting: Option<super::waiting::Waiting>,
     /// The log has a prepared change set that was taken back.
     pub void_due: bool,
     /// The WAL, opened by us while there is one.

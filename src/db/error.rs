@@ -37,6 +37,15 @@ pub enum DbError {
         /// The database.
         db: DbName,
     },
+    /// A commit that was to count only once the archive has it.
+    #[error(
+        "a commit to database {db} was not acknowledged: this node stops, or is not the primary any more, before the \
+         archive has it (its application sees a disk I/O error)"
+    )]
+    NotArchived {
+        /// The database.
+        db: DbName,
+    },
     /// The files contradict each other.
     #[error("database {db} is damaged: {what}")]
     Damaged {

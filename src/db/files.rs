@@ -86,7 +86,7 @@ impl Database {
     }
 
     /// Our handle of a journal, WAL or shm.
-    fn handle(&self, kind: FileKind) -> Result<Arc<File>, DbError> {
+    pub(super) fn handle(&self, kind: FileKind) -> Result<Arc<File>, DbError> {
         let mut handles = self.handles();
         if let Some(file) = handles.get(&kind) {
             return Ok(Arc::clone(file));
@@ -188,6 +188,9 @@ impl Database {
         let path = self.path(kind);
         if matches!(kind, FileKind::Database | FileKind::Wal) {
             self.barrier()?;
+        }
+        if kind == FileKind::Wal && size == 0 {
+            self.before_wal_goes()?;
         }
         let mut state = self.lock();
         match kind {
@@ -292,6 +295,9 @@ impl Database {
         if kind != FileKind::Journal {
             self.barrier()?;
         }
+        if matches!(kind, FileKind::Wal | FileKind::Shm) {
+            self.before_wal_goes()?;
+        }
         let mut state = self.lock();
         match kind {
             FileKind::Database => return self.drop_database(&mut state),
@@ -324,6 +330,7 @@ impl Database {
         if !self.shared.writable() {
             return Err(self.read_only());
         }
+        self.refuse_while_waiting(state)?;
         let path = self.path(FileKind::Database);
         if let (true, Some(size)) = (state.pages > 0, state.page_size) {
             let facts = Facts {

@@ -21,6 +21,8 @@ mod rollback;
 mod saved;
 mod shared;
 mod sums;
+mod waiting;
+mod waiting_wal;
 mod wal;
 
 pub use apply::{Hidden, LiveApply, Paused};
@@ -36,4 +38,4 @@ pub use log::{
 pub use paths::{FileKind, Paths};
 pub use recover::{Since, Tail};
 pub use saved::{replace_file, sync_dir};
-pub use shared::{CommitListener, Committed, Shared};
+pub use shared::{CommitListener, Committed, Done, Shared, Verdict};

@@ -21,20 +21,29 @@ pub(super) struct Built {
 
 impl Database {
     /// The header of the journal that is in force; `None` if there is no valid one.
-    fn journal_header(&self, state: &State) -> Result<Option<journal::Header>, DbError> {
-        let Some(journal) = &state.journal else { return Ok(None) };
-        journal::Header::read(&**journal).map_err(DbError::io("read", self.path(FileKind::Journal)))
+    fn journal_in_force(&self, state: &State) -> Result<Option<journal::Header>, DbError> {
+        Ok(journal::Header::parse(&self.journal_header(state)?))
     }
 
     /// Its nonce.
     pub(super) fn journal_nonce(&self, state: &State) -> Result<Option<u32>, DbError> {
-        Ok(self.journal_header(state)?.map(|header| header.nonce))
+        Ok(self.journal_in_force(state)?.map(|header| header.nonce))
+    }
+
+    /// The bytes of the journal's header, as far as there are any; zeroes beyond.
+    pub(super) fn journal_header(&self, state: &State) -> Result<[u8; journal::HEADER_LEN], DbError> {
+        let mut bytes = [0; journal::HEADER_LEN];
+        if let Some(journal) = &state.journal {
+            journal.read_upto(&mut bytes, 0).map_err(DbError::io("read", self.path(FileKind::Journal)))?;
+        }
+        Ok(bytes)
     }
 
     /// Before a change of the database file in a rollback mode: captures a
     /// transaction whose end was not seen, refuses a change that no journal covers.
     pub(super) fn before_rollback_write(&self, state: &mut State) -> Result<(), DbError> {
-        let header = self.journal_header(state)?;
+        self.refuse_while_waiting(state)?;
+        let header = self.journal_in_force(state)?;
         let nonce = header.map(|header| header.nonce);
         if state.nonce.is_some() && state.nonce != nonce {
             self.commit_rollback(state)?;

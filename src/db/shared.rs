@@ -19,6 +19,20 @@ pub struct Committed {
     pub pages: u32,
 }
 
+/// What became of a transaction that waited for the archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The archive has it.
+    Archived,
+    /// This node may not write any more, or stops: nobody knows whether the archive
+    /// will have it.
+    Refused,
+}
+
+/// Is told the verdict, on whatever thread finds it out: must return at once and must
+/// not call the database.
+pub type Done = Box<dyn FnOnce(Verdict) + Send>;
+
 /// Is told of every captured transaction, in commit order per database, by the
 /// thread that captured it and while the database is locked: must return at once and
 /// must not call the database.
@@ -33,6 +47,12 @@ pub trait CommitListener: Send + Sync {
 
     /// Who reads the database sees another position now, captured or applied.
     fn moved(&self) {}
+
+    /// A transaction was captured that counts only once the archive has it.
+    fn waits(&self, committed: Committed, done: Done);
+
+    /// The archive has it, and now it counts.
+    fn counts(&self, committed: Committed);
 }
 
 /// What all databases of a node share.
@@ -49,6 +69,7 @@ pub struct Shared {
     pub listener: Arc<dyn CommitListener>,
     own: RwLock<Option<Arc<dyn OwnMount>>>,
     writable: AtomicBool,
+    archive_first: AtomicBool,
 }
 
 impl Shared {
@@ -68,6 +89,7 @@ impl Shared {
             listener,
             own: RwLock::default(),
             writable: AtomicBool::new(false),
+            archive_first: AtomicBool::new(false),
         }
     }
 
@@ -84,6 +106,16 @@ impl Shared {
     /// Whether applications may write here.
     pub fn writable(&self) -> bool {
         self.writable.load(Ordering::Acquire)
+    }
+
+    /// Whether a commit counts only once the archive has it.
+    pub fn archive_first(&self) -> bool {
+        self.archive_first.load(Ordering::Acquire)
+    }
+
+    /// Sets whether a commit counts only once the archive has it; before the first open.
+    pub fn set_archive_first(&self, archive_first: bool) {
+        self.archive_first.store(archive_first, Ordering::Release);
     }
 
     /// Sets whether applications may write here.

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::change::{Builder, Facts};
+use super::change::{Builder, Change, Facts};
 use super::database::{State, old_sum};
 use super::log::WalEnd;
 use super::{Captured, Database, DbError, FileKind, Place, WalIndex};
@@ -23,6 +23,9 @@ use crate::words::{PageSize, Pgno};
 pub(super) struct WalTrack {
     pub header: WalHeader,
     pub end: Cursor,
+    /// How many frames the wal-index published when it was last seen; less than captured
+    /// only where a commit counts before its writer publishes it.
+    pub published: u32,
     /// Size in pages before the first transaction.
     base: u32,
     transactions: Vec<Captive>,
@@ -39,7 +42,7 @@ struct Captive {
 }
 
 /// What the mount said before a capture.
-struct Observation {
+pub(super) struct Observation {
     /// A process holds the write lock.
     locked: bool,
     /// The wal-index; `Some(None)`: no application has one; `None`: it cannot be
@@ -49,7 +52,15 @@ struct Observation {
 
 impl WalTrack {
     pub fn new(header: WalHeader, end: Cursor, base: u32) -> WalTrack {
-        WalTrack { header, end, base, transactions: Vec::new(), places: Vec::new(), pages: HashSet::new() }
+        WalTrack {
+            header,
+            end,
+            published: end.frames,
+            base,
+            transactions: Vec::new(),
+            places: Vec::new(),
+            pages: HashSet::new(),
+        }
     }
 
     /// Notes where the log has a transaction of this generation.
@@ -62,12 +73,33 @@ impl WalTrack {
         &self.places
     }
 
+    /// Notes a transaction that was captured.
+    pub fn captured(&mut self, transaction: &Transaction) {
+        let pages = transaction.pages.iter().map(|(pgno, _)| pgno.get()).collect();
+        self.note(transaction.end, transaction.commit, pages);
+    }
+
     /// Notes a transaction that the daemon appended.
     pub fn applied(&mut self, end: Cursor, commit: u32, pages: &[Pgno]) {
+        self.note(end, commit, pages.iter().map(|pgno| pgno.get()).collect());
+        self.published = end.frames;
+    }
+
+    fn note(&mut self, end: Cursor, commit: u32, pages: Vec<u32>) {
         self.end = end;
-        let pages: Vec<u32> = pages.iter().map(|pgno| pgno.get()).collect();
         self.pages.extend(pages.iter().copied());
         self.transactions.push(Captive { end: end.frames, commit, pages });
+    }
+
+    /// Whether frames were captured that nobody has published.
+    pub fn is_ahead(&self) -> bool {
+        self.published < self.end.frames
+    }
+
+    /// The pages of the transactions that nobody has published.
+    pub fn pages_ahead(&self) -> BTreeSet<u32> {
+        let ahead = self.transactions.iter().filter(|captive| captive.end > self.published);
+        ahead.flat_map(|captive| captive.pages.iter().copied()).collect()
     }
 
     /// Whether a captured frame holds this page: a write of it to the database file
@@ -103,7 +135,7 @@ impl Database {
             // What comes from here on was applied.
             return Ok(Captured::Settled);
         }
-        loop {
+        let ahead = loop {
             let opens = self.lock().shm_opens;
             let seen = self.observe(barrier)?;
             let mut state = self.lock();
@@ -112,12 +144,20 @@ impl Database {
                 continue;
             }
             self.capture_frames(&mut state, &seen)?;
-            return Ok(if seen.locked { Captured::Again } else { Captured::Settled });
+            if seen.locked {
+                // Whoever waits for the archive tells when the wait is over.
+                return Ok(if state.waiting.is_some() { Captured::Settled } else { Captured::Again });
+            }
+            break state.wal.as_ref().is_some_and(WalTrack::is_ahead);
+        };
+        if ahead && !barrier {
+            return self.roll_forward();
         }
+        Ok(Captured::Settled)
     }
 
     /// What the mount says of the wal-index now.
-    fn observe(&self, barrier: bool) -> Result<Observation, DbError> {
+    pub(super) fn observe(&self, barrier: bool) -> Result<Observation, DbError> {
         let Some(own) = self.shared.own() else {
             return Ok(Observation { locked: false, index: Some(None) });
         };
@@ -142,7 +182,7 @@ impl Database {
         Ok(Observation { locked, index: None })
     }
 
-    fn capture_frames(&self, state: &mut State, seen: &Observation) -> Result<(), DbError> {
+    pub(super) fn capture_frames(&self, state: &mut State, seen: &Observation) -> Result<(), DbError> {
         let path = self.path(FileKind::Wal);
         let Some(file) = self.wal_file(state)? else { return Ok(()) };
         let Some(header) = WalHeader::read(&*file).map_err(DbError::io("read", &path))? else {
@@ -150,6 +190,12 @@ impl Database {
             return Ok(());
         };
         let authority = match seen.index {
+            // Where a commit counts only once the archive has it, each was seen when its
+            // last frame was written.
+            Some(None) if self.archive_first() => {
+                self.nobody_publishes(state);
+                return Ok(());
+            }
             Some(None) if !state.wal_sealed => Authority::Chain,
             Some(Some(index)) if index.salt == header.salt => Authority::Index(index.frames),
             // The wal-index and the WAL speak of different generations, or nobody will
@@ -160,8 +206,11 @@ impl Database {
             self.restate(state, header.page_size)?;
             state.wal = Some(WalTrack::new(header, header.start(), state.pages));
         }
-        if let Authority::Index(frames) = authority {
-            self.rewind(state, &file, frames)?;
+        match authority {
+            Authority::Index(frames) if !self.archive_first() => self.rewind(state, &file, frames)?,
+            // What counts before it is published is not taken back for that.
+            Authority::Index(frames) => self.note_published(state, frames),
+            Authority::Chain => {}
         }
         while let Some(track) = &state.wal {
             let next = next_transaction(&*file, &header, track.end, authority);
@@ -188,9 +237,25 @@ impl Database {
         file: &File,
         transaction: &Transaction,
     ) -> Result<(), DbError> {
+        if let Some(change) = self.build_frames(state, file, transaction)? {
+            self.commit_change(state, &change, false)?;
+        }
+        if let Some(track) = &mut state.wal {
+            track.captured(transaction);
+        }
+        Ok(())
+    }
+
+    /// The change set of a transaction in the WAL; `None` if it changes nothing.
+    pub(super) fn build_frames(
+        &self,
+        state: &mut State,
+        file: &File,
+        transaction: &Transaction,
+    ) -> Result<Option<Change>, DbError> {
         let path = self.path(FileKind::Wal);
         self.shared.faults.pass("capture.wal").map_err(DbError::io("capture", &path))?;
-        let Some(track) = &state.wal else { return Ok(()) };
+        let Some(track) = &state.wal else { return Ok(None) };
         let (header, size) = (track.header, track.header.page_size);
         let mut builder = Builder::new(&self.shared, state.pos.checksum, size);
         let mut page = vec![0; size.len()];
@@ -225,16 +290,7 @@ impl Database {
             wal: Some(WalEnd { salt: header.salt, frame: end.frames, sum: end.sum }),
             journal: 0,
         };
-        if let Some(change) = builder.finish(facts, state.pages)? {
-            self.commit_change(state, &change, false)?;
-        }
-        if let Some(track) = &mut state.wal {
-            track.end = end;
-            let pages: Vec<u32> = transaction.pages.iter().map(|(pgno, _)| pgno.get()).collect();
-            track.pages.extend(pages.iter().copied());
-            track.transactions.push(Captive { end: end.frames, commit: transaction.commit, pages });
-        }
-        Ok(())
+        builder.finish(facts, state.pages)
     }
 
     /// Pages by which the database grew without a frame: SQLite writes no new page
@@ -258,7 +314,7 @@ impl Database {
 
     /// SQLite's own recovery may publish fewer frames than were committed before (a
     /// chain that 3.40.1 broke): what it took back becomes a transaction of its own.
-    fn rewind(&self, state: &mut State, file: &File, frames: u32) -> Result<(), DbError> {
+    pub(super) fn rewind(&self, state: &mut State, file: &File, frames: u32) -> Result<(), DbError> {
         let Some(track) = state.wal.as_mut().filter(|track| frames < track.end.frames) else { return Ok(()) };
         let header = track.header;
         let keep = track.transactions.partition_point(|captive| captive.end <= frames);

@@ -16,14 +16,17 @@ use fuser::{
 };
 
 use super::attributes::{self, LONG};
+use super::committing::commit;
 use super::counters::{Counters, Op};
 use super::creating::{Change, New};
+use super::handles::Handle;
 use super::inodes::What;
 use super::mount::raise_priority;
-use super::names;
 use super::permissions::Caller;
 use super::pool::Pool;
 use super::tree::{Found, Tree};
+use super::{errno, names};
+use crate::db::{Database, DbError, Done};
 
 const GENERATION: Generation = Generation(0);
 
@@ -56,11 +59,72 @@ impl Adapter {
         Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
     }
 
+    /// Does on the pool what commits, once the archive has it.
+    fn committing(
+        &self,
+        db: Arc<Database>,
+        submit: impl FnOnce(&Database, Done) -> Result<bool, DbError> + Send + 'static,
+        then: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let pool = self.pool.clone();
+        self.pool.run(move || commit(&pool, &db, submit, then));
+    }
+
+    /// Writes to a WAL whose commits count only once the archive has them.
+    fn write_frames(
+        &self,
+        (caller, handle, db): (Caller, Arc<Handle>, Arc<Database>),
+        offset: u64,
+        data: &[u8],
+        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let end = offset + data.len() as u64;
+        let (tree, pool) = (self.tree.clone(), self.pool.clone());
+        if db.frames_are_plain() {
+            let written = tree.write(caller, &handle, offset, data);
+            return match written.and_then(|()| db.completes_transaction(end).map_err(errno::report)) {
+                Ok(false) => answer(Ok(())),
+                Ok(true) => self.pool.run(move || commit_frames(&pool, tree, (handle, db), end, answer)),
+                Err(errno) => answer(Err(errno)),
+            };
+        }
+        let data = data.to_owned();
+        self.pool.run(move || {
+            let checked = db.before_frames(offset, data.len() as u64).map_err(errno::report);
+            let written = checked.and_then(|()| tree.write(caller, &handle, offset, &data));
+            match written.and_then(|()| db.completes_transaction(end).map_err(errno::report)) {
+                Ok(false) => answer(Ok(())),
+                Ok(true) => commit_frames(&pool, tree, (handle, db), end, answer),
+                Err(errno) => answer(Err(errno)),
+            }
+        });
+    }
+
     /// Does on the pool what is answered with nothing.
     fn later(&self, reply: ReplyEmpty, job: impl FnOnce(&Tree) -> Result<(), Errno> + Send + 'static) {
         let tree = self.tree.clone();
         self.pool.run(move || answer(reply, job(&tree)));
     }
+}
+
+/// Answers a write once the archive has what it commits; then its writer publishes it, or
+/// turns out to be dead.
+fn commit_frames(
+    pool: &Pool,
+    tree: Arc<Tree>,
+    (handle, db): (Arc<Handle>, Arc<Database>),
+    end: u64,
+    answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+) {
+    commit(
+        pool,
+        &db,
+        |db, done| db.submit_frames(end, done),
+        move |go| {
+            answer(go);
+            tree.watch.look(handle.node.ino);
+        },
+    );
 }
 
 fn answer(reply: ReplyEmpty, result: Result<(), Errno>) {
@@ -143,15 +207,20 @@ impl Filesystem for Adapter {
         let caller = self.enter(Op::Setattr, request);
         let change = Change { mode, uid, gid, size, atime, mtime };
         let tree = self.tree.clone();
-        let job = move || {
-            let changed =
-                tree.node(ino.0).and_then(|node| tree.set_attributes(caller, &node, fh.is_some(), change));
+        let job = move |go: Result<(), Errno>| {
+            let changed = go
+                .and_then(|()| tree.node(ino.0))
+                .and_then(|node| tree.set_attributes(caller, &node, fh.is_some(), change));
             match changed {
                 Ok((attr, trusted)) => reply.attr(&trusted, &attr),
                 Err(errno) => reply.error(errno),
             }
         };
-        if size.is_some() { self.pool.run(job) } else { job() }
+        match self.tree.cuts_journal(ino.0, size) {
+            Some(db) => self.committing(db, Database::submit_at_end, job),
+            None if size.is_some() => self.pool.run(move || job(Ok(()))),
+            None => job(Ok(())),
+        }
     }
 
     fn mknod(
@@ -186,6 +255,12 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let caller = self.enter(Op::Unlink, request);
+        if let Some(db) = self.tree.unlinks_journal(parent.0, name) {
+            let (tree, name) = (self.tree.clone(), name.to_owned());
+            return self.committing(db, Database::submit_at_end, move |go| {
+                answer(reply, go.and_then(|()| tree.unlink(caller, parent.0, &name)));
+            });
+        }
         if self.tree.unlink_is_quick(parent.0, name) {
             return answer(reply, self.tree.unlink(caller, parent.0, name));
         }
@@ -303,7 +378,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.enter(Op::Write, request);
+        let caller = self.enter(Op::Write, request);
         let handle = match self.tree.handle(fh.0) {
             Ok(handle) => handle,
             Err(errno) => return reply.error(errno),
@@ -313,11 +388,22 @@ impl Filesystem for Adapter {
             Ok(()) => reply.written(count),
             Err(errno) => reply.error(errno),
         };
+        if let Some(db) = self.tree.writes_journal(&handle, offset) {
+            let (tree, data) = (self.tree.clone(), data.to_owned());
+            let header = data.clone();
+            let submit = move |db: &Database, done| db.submit_at_header(&header, done);
+            return self.committing(db, submit, move |go| {
+                answer(go.and_then(|()| tree.write(caller, &handle, offset, &data)));
+            });
+        }
+        if let Some(db) = self.tree.writes_frames(&handle) {
+            return self.write_frames((caller, handle, db), offset, data, answer);
+        }
         if self.tree.write_is_quick(&handle) {
-            return answer(self.tree.write(&handle, offset, data));
+            return answer(self.tree.write(caller, &handle, offset, data));
         }
         let (tree, data) = (self.tree.clone(), data.to_owned());
-        self.pool.run(move || answer(tree.write(&handle, offset, &data)));
+        self.pool.run(move || answer(tree.write(caller, &handle, offset, &data)));
     }
 
     fn flush(
@@ -328,11 +414,18 @@ impl Filesystem for Adapter {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.enter(Op::Flush, request);
-        match self.tree.handle(fh.0) {
-            Ok(handle) => self.later(reply, move |tree| tree.flush(&handle)),
-            Err(errno) => reply.error(errno),
-        }
+        let caller = self.enter(Op::Flush, request);
+        let handle = match self.tree.handle(fh.0) {
+            Ok(handle) => handle,
+            Err(errno) => return reply.error(errno),
+        };
+        let Some(db) = self.tree.closes_journal(caller, &handle) else {
+            return self.later(reply, move |tree| tree.flush(&handle));
+        };
+        let tree = self.tree.clone();
+        self.committing(db, Database::submit_at_close, move |go| {
+            answer(reply, go.and_then(|()| tree.flush(&handle)));
+        });
     }
 
     fn release(
@@ -361,11 +454,19 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, request: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.enter(Op::Fsync, request);
-        match self.tree.handle(fh.0) {
-            Ok(handle) => self.later(reply, move |tree| tree.sync(&handle)),
+        let caller = self.enter(Op::Fsync, request);
+        let handle = match self.tree.handle(fh.0) {
+            Ok(handle) => handle,
+            Err(errno) => return reply.error(errno),
+        };
+        let Some(db) = self.tree.syncs_commit(caller, &handle) else {
+            return self.later(reply, move |tree| tree.sync(&handle));
+        };
+        let (tree, pool) = (self.tree.clone(), self.pool.clone());
+        self.pool.run(move || match tree.sync(&handle) {
+            Ok(()) => commit(&pool, &db, Database::submit_at_sync, move |go| answer(reply, go)),
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn opendir(&self, request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

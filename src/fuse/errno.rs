@@ -13,9 +13,10 @@ pub(super) fn of(error: &DbError) -> Errno {
     match error {
         DbError::Io { source, .. } | DbError::Log(LogError::Io { source, .. }) => of_io(source),
         DbError::ReadOnly { .. } => Errno::EACCES,
-        DbError::Log(LogError::Damaged { .. }) | DbError::Unjournaled { .. } | DbError::Damaged { .. } => {
-            Errno::EIO
-        }
+        DbError::Log(LogError::Damaged { .. })
+        | DbError::Unjournaled { .. }
+        | DbError::Damaged { .. }
+        | DbError::NotArchived { .. } => Errno::EIO,
         DbError::Busy { .. } => Errno::EBUSY,
         DbError::Missing { .. } => Errno::ENOENT,
         DbError::BadPath { .. } => Errno::EINVAL,
@@ -34,7 +35,9 @@ pub(super) fn report(error: DbError) -> Errno {
         DbError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {}
         DbError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {}
         DbError::Io { .. } | DbError::Log(_) | DbError::Damaged { .. } => tracing::error!("{error}"),
-        DbError::Unjournaled { .. } | DbError::Busy { .. } => tracing::warn!("{error}"),
+        DbError::Unjournaled { .. } | DbError::Busy { .. } | DbError::NotArchived { .. } => {
+            tracing::warn!("{error}");
+        }
         DbError::ReadOnly { .. } | DbError::Missing { .. } | DbError::BadPath { .. } => {
             tracing::debug!("{error}");
         }

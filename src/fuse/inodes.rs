@@ -76,6 +76,8 @@ pub(super) struct Node {
     pub what: What,
     /// Writes since the last journal ended, of a database.
     pub writes: AtomicU32,
+    /// The thread that wrote last; 0: not known.
+    pub writer: AtomicU32,
     gone: AtomicBool,
     opens: Mutex<Opens>,
 }
@@ -138,6 +140,7 @@ impl Inodes {
             path: path.to_owned(),
             what,
             writes: AtomicU32::new(0),
+            writer: AtomicU32::new(0),
             gone: AtomicBool::new(false),
             opens: Mutex::default(),
         });

@@ -24,10 +24,13 @@ pub(super) enum Mode {
 /// The mode of a file of a database. The database file is never passed through: the
 /// kernel would invalidate its access time at each read, and SQLite's fstat per
 /// transaction would cost a round trip. Without passthrough the journal is direct, so
-/// that a write arrives in one piece, and the WAL cached, for its readers.
-pub(super) fn of(kind: FileKind, passthrough: bool) -> Mode {
+/// that a write arrives in one piece, and the WAL cached, for its readers. Where a commit
+/// counts only once the archive has it (`archive_first`), both are direct: the write that
+/// commits must be seen, in one piece, and waits.
+pub(super) fn of(kind: FileKind, passthrough: bool, archive_first: bool) -> Mode {
     match (kind, passthrough) {
         (FileKind::Database, _) => Mode::Cached,
+        (FileKind::Journal | FileKind::Wal, _) if archive_first => Mode::Direct,
         (_, true) => Mode::Passthrough,
         (FileKind::Journal, false) => Mode::Direct,
         (FileKind::Wal | FileKind::Shm, false) => Mode::Cached,
@@ -66,10 +69,12 @@ mod tests {
 
     #[test]
     fn the_database_is_cached_and_never_passed_through() {
-        assert_eq!(of(FileKind::Database, true), Mode::Cached);
-        assert_eq!(of(FileKind::Database, false), Mode::Cached);
-        assert_eq!(of(FileKind::Wal, true), Mode::Passthrough);
-        assert_eq!(of(FileKind::Shm, false), Mode::Cached);
+        assert_eq!(of(FileKind::Database, true, false), Mode::Cached);
+        assert_eq!(of(FileKind::Database, false, true), Mode::Cached);
+        assert_eq!(of(FileKind::Wal, true, false), Mode::Passthrough);
+        assert_eq!(of(FileKind::Shm, false, false), Mode::Cached);
+        assert_eq!(of(FileKind::Wal, true, true), Mode::Direct);
+        assert_eq!(of(FileKind::Shm, true, true), Mode::Passthrough);
     }
 
     #[test]

@@ -149,7 +149,9 @@ impl Tree {
         register: Register<'_>,
     ) -> Result<Opened, Errno> {
         let mode = match &node.what {
-            What::File(_, kind) => modes::of(*kind, self.passthrough.load(Ordering::Acquire)),
+            What::File(_, kind) => {
+                modes::of(*kind, self.passthrough.load(Ordering::Acquire), self.store.archive_first())
+            }
             _ => Mode::Cached,
         };
         let file = Arc::new(file);
@@ -173,7 +175,7 @@ impl Tree {
         };
         self.follow(&node, how, first);
         let wrote = mode == Mode::Passthrough && how.write;
-        let flags = modes::flags(mode, wants_flush(&node.what, how));
+        let flags = modes::flags(mode, wants_flush(&node.what, how, self.store.archive_first()));
         let handle = Handle {
             node,
             file: Some(file),
@@ -256,10 +258,11 @@ impl Tree {
 /// Whether each close(2) is to be told, and waited for: a PERSIST or TRUNCATE commit of
 /// a journal that was there already may show no earlier, and what `cp` made is imported
 /// before `cp` ends. Not for a journal made anew, as in DELETE mode: its end is the
-/// unlink, and the round trip would be one more per transaction.
-fn wants_flush(what: &What, how: How) -> bool {
+/// unlink, and the round trip would be one more per transaction; unless the commit waits
+/// for the archive, and had better wait there.
+fn wants_flush(what: &What, how: How, archive_first: bool) -> bool {
     match what {
-        What::File(_, FileKind::Journal) => how.write && !how.created,
+        What::File(_, FileKind::Journal) => how.write && (!how.created || archive_first),
         What::File(_, FileKind::Database) => how.write && how.created,
         _ => false,
     }
@@ -273,6 +276,6 @@ mod tests {
     #[test]
     fn a_super_journal_needs_no_flush() {
         let how = How { write: true, created: true, own: false };
-        assert!(!wants_flush(&What::SuperJournal(PathBuf::new()), how));
+        assert!(!wants_flush(&What::SuperJournal(PathBuf::new()), how, true));
     }
 }

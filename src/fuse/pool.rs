@@ -17,7 +17,7 @@ const MOST: usize = 64;
 const LINGER: Duration = Duration::from_secs(10);
 
 /// The threads.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pool {
     jobs: Sender<Job>,
     shared: Arc<Shared>,

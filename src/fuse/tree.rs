@@ -212,8 +212,15 @@ impl Tree {
     }
 
     /// WRITE.
-    pub(super) fn write(&self, handle: &Handle, offset: u64, data: &[u8]) -> Result<(), Errno> {
+    pub(super) fn write(
+        &self,
+        caller: Caller,
+        handle: &Handle,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), Errno> {
         handle.wrote.store(true, Ordering::Release);
+        handle.node.writer.store(caller.pid, Ordering::Release);
         handle.node.writes.fetch_add(1, Ordering::Relaxed);
         match (&handle.node.what, &handle.file) {
             (What::File(db, kind), _) if !handle.node.gone() => {

@@ -35,6 +35,7 @@ const LASTING: Duration = Duration::from_millis(10);
 
 enum Order {
     Wal { ino: u64, db: Arc<Database> },
+    Look { ino: u64 },
     Drop { ino: u64 },
     Stop,
 }
@@ -79,6 +80,12 @@ impl Watch {
     /// An application opened a WAL.
     pub(super) fn wal(&self, ino: u64, db: &Arc<Database>) {
         self.inbox.lock().orders.push(Order::Wal { ino, db: db.clone() });
+        self.wake();
+    }
+
+    /// Something about a WAL can have changed without an event.
+    pub(super) fn look(&self, ino: u64) {
+        self.inbox.lock().orders.push(Order::Look { ino });
         self.wake();
     }
 
@@ -231,6 +238,11 @@ impl Worker {
         for order in orders {
             match order {
                 Order::Wal { ino, db } => self.add(ino, db, FileKind::Wal),
+                Order::Look { ino } => {
+                    if let Some(file) = self.files.get_mut(&ino) {
+                        file.due = file.due.or(Some(Due { at: Instant::now(), pause: SOON }));
+                    }
+                }
                 Order::Drop { ino } => self.remove(ino),
                 Order::Stop => return false,
             }

@@ -11,6 +11,7 @@ mod follow;
 mod images;
 mod import;
 mod join;
+mod last_call;
 mod live;
 mod options;
 mod parking;
@@ -26,5 +27,5 @@ mod upkeep;
 
 pub use error::NodeError;
 pub use import::internal_copy;
-pub use options::{LeaseChoice, NodeOptions, OnUnreachable, ProxyChoice};
+pub use options::{Durability, LeaseChoice, NodeOptions, OnUnreachable, ProxyChoice};
 pub use run::{Outcome, run};

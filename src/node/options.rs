@@ -24,6 +24,16 @@ pub enum OnUnreachable {
     ServeStale,
 }
 
+/// When a commit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// When it is as durable on this machine as the application asked.
+    #[default]
+    Async,
+    /// When the archive has it.
+    Archive,
+}
+
 /// Who decides which node writes.
 pub enum LeaseChoice {
     /// The configuration: this node, and no other.
@@ -68,8 +78,10 @@ pub struct NodeOptions {
     pub storage: Arc<dyn ObjectStore>,
     /// How the archive is kept.
     pub archive: archive::Options,
-    /// Segments are put no more often than this.
+    /// Segments are put no more often than this, unless commits wait for them.
     pub sync_interval: Duration,
+    /// When a commit counts.
+    pub durability: Durability,
     /// What to do when the storage cannot be reached at start.
     pub on_unreachable: OnUnreachable,
     /// How long stopping may take.

@@ -40,6 +40,8 @@ pub(super) struct Setup {
     pub store: Arc<Store>,
     pub writer: Arc<Writer>,
     pub interval: Duration,
+    /// Commits wait for it.
+    pub urgent: bool,
     pub codec: Codec,
     pub node: NodeId,
     /// Called after each put.
@@ -117,9 +119,12 @@ impl Shared {
     }
 
     fn run(&self) {
-        // Compressing pages costs more than committing them: applications come first.
-        // On Linux a priority is a thread's own (setpriority(2), NOTES).
-        let _ = rustix::process::setpriority_process(None, LEAST_URGENT);
+        // Compressing pages costs more than committing them: applications come first,
+        // unless they wait for it. On Linux a priority is a thread's own (setpriority(2),
+        // NOTES).
+        if !self.setup.urgent {
+            let _ = rustix::process::setpriority_process(None, LEAST_URGENT);
+        }
         let commits = self.setup.store.commits();
         let mut last: Option<Instant> = None;
         while !self.stopping() {
@@ -136,6 +141,7 @@ impl Shared {
             if let Err(error) = self.publish(&batch) {
                 tracing::error!(%error, "nothing can be published any more");
                 self.set(ArchiveState::Refused, Some(error.to_string()));
+                commits.refuse_waits();
                 (self.setup.on_end)(error);
                 return;
             }

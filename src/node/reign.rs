@@ -9,13 +9,13 @@ use crate::peer::wire::Welcome;
 use crate::store::LogRetention;
 use crate::words::Epoch;
 
-use super::NodeError;
 use super::feed::{Feeds, Setup as FeedSetup};
 use super::images::Images;
 use super::join::Joined;
 use super::publish::{Publisher, Setup};
 use super::run::{Node, Notice};
 use super::upkeep::Upkeep;
+use super::{Durability, NodeError};
 
 /// The parts of a primary.
 pub(super) struct Reign {
@@ -99,10 +99,13 @@ impl Node {
 
     fn start_publisher(&self, writer: &Arc<Writer>) -> Result<Publisher, NodeError> {
         let (poke, notices) = (self.poke.clone(), self.notices.clone());
+        // What waits for a put is put as soon as the one before is done.
+        let urgent = self.options.durability == Durability::Archive;
         Publisher::start(Setup {
             store: Arc::clone(&self.store),
             writer: Arc::clone(writer),
-            interval: self.options.sync_interval,
+            interval: if urgent { Duration::ZERO } else { self.options.sync_interval },
+            urgent,
             codec: self.options.archive.codec,
             node: self.store.node_id(),
             after_put: Box::new(move || poke.poke()),

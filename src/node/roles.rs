@@ -382,7 +382,9 @@ impl Node {
         let Part::Primary(reign) = &serving.part else { return Ok(Ok(())) };
         let began = Instant::now();
         let paused = self.store.pause_writers(WRITERS);
-        self.store.set_role(Role::Replica { primary: None });
+        if paused.is_ok() {
+            self.store.set_role(Role::Replica { primary: None });
+        }
         let trouble = match &paused {
             Err(error) => Some(error.to_string()),
             Ok(_) if reign.publisher.drain(ARCHIVE) => None,

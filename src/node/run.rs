@@ -23,13 +23,14 @@ use crate::store::{Role, Store, StoreOptions};
 use crate::words::NodeId;
 
 use super::follow::Following;
+use super::last_call::LastCall;
 use super::parking::Parking;
 use super::proxy_view::ProxyView;
 use super::reign::Reign;
 use super::roles::{Reply, Waiting};
 use super::service::{NodeService, Parts, Stage};
 use super::upkeep::Poke;
-use super::{NodeError, NodeOptions};
+use super::{Durability, NodeError, NodeOptions};
 
 /// How long a stop waits for the storage to know that the lease is free: if it does
 /// not, others wait for the term to end.
@@ -145,6 +146,7 @@ impl Node {
             clock: Arc::clone(&options.clock),
             faults: options.faults.clone(),
         })?);
+        store.set_archive_first(options.durability == Durability::Archive);
         let spool = options.data.join("spool");
         recreate(&spool)?;
         options.archive.spool = spool;
@@ -343,6 +345,7 @@ impl Node {
             proxy.stop(left().min(REQUESTS));
         }
         let mut code = result;
+        let last_call = LastCall::start(self.store.commits(), left() / 4);
         if let Exec::Running(supervisor) = serving.exec {
             let ended = supervisor.stop(left() / 2);
             if let (Ok(Outcome::Exit(0)), exec::Ended::Code(ended)) = (&code, ended) {
@@ -361,6 +364,7 @@ impl Node {
             tracing::error!(%error, "unmounting failed");
         }
         drop(serving.mount);
+        drop(last_call);
         for database in self.store.databases() {
             if let Err(error) = database.current_pos() {
                 tracing::error!(db = %database.name(), %error, "the last transactions could not be captured: they are in its files, and are captured at the next start");

@@ -15,7 +15,7 @@ use crate::words::{PageSize, Pgno};
 pub const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
 /// The part of a header that is used; the rest of its sector is not.
-const HEADER_LEN: usize = 28;
+pub const HEADER_LEN: usize = 28;
 
 /// The record count of a journal that is not synced: as many as the file holds.
 const UNTIL_END: u32 = u32::MAX;

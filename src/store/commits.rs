@@ -1,13 +1,13 @@
 //! The queue of captured transactions on their way to the archive and to whoever
 //! watches. Must not read the log.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::News;
 use super::changes::Changes;
-use crate::db::{CommitListener, Committed, Place, ScannedChange};
+use crate::db::{CommitListener, Committed, Done, Place, ScannedChange, Verdict};
 use crate::words::DbName;
 
 #[derive(Default)]
@@ -15,6 +15,12 @@ struct Queue {
     waiting: VecDeque<Committed>,
     /// Taken, and not yet reported as published.
     taken: VecDeque<Committed>,
+    /// Who waits for the archive to have which of them.
+    waits: HashMap<Place, Done>,
+    /// Those of the taken for which nobody waits any more: they were taken back here.
+    refused: HashSet<Place>,
+    /// Nobody may wait: this node may not write, or stops.
+    refusing: bool,
     captured: u64,
     publications: u64,
     woken: u64,
@@ -40,18 +46,30 @@ type Watcher = Box<dyn Fn(&Committed) + Send + Sync>;
 
 impl CommitListener for Commits {
     fn committed(&self, committed: Committed) {
-        if let Some(watcher) = self.watcher.get() {
-            watcher(&committed);
-        }
+        self.tell(&committed);
         let mut queue = self.lock();
-        let first = queue.waiting.is_empty();
-        queue.waiting.push_back(committed);
+        queue.captured += 1;
+        queue.last = Some(Instant::now());
+        self.push(queue, committed);
+        self.news.tell();
+    }
+
+    fn waits(&self, committed: Committed, done: Done) {
+        let mut queue = self.lock();
+        if queue.refusing {
+            drop(queue);
+            return done(Verdict::Refused);
+        }
+        queue.waits.insert(committed.place, done);
+        self.push(queue, committed);
+    }
+
+    fn counts(&self, committed: Committed) {
+        self.tell(&committed);
+        let mut queue = self.lock();
         queue.captured += 1;
         queue.last = Some(Instant::now());
         drop(queue);
-        if first {
-            self.arrived.notify_all();
-        }
         self.news.tell();
     }
 
@@ -68,6 +86,43 @@ impl CommitListener for Commits {
 impl Commits {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, mut queue: MutexGuard<'_, Queue>, committed: Committed) {
+        let first = queue.waiting.is_empty();
+        queue.waiting.push_back(committed);
+        drop(queue);
+        if first {
+            self.arrived.notify_all();
+        }
+    }
+
+    fn tell(&self, committed: &Committed) {
+        if let Some(watcher) = self.watcher.get() {
+            watcher(committed);
+        }
+    }
+
+    /// Commits may wait for the archive.
+    pub fn accept_waits(&self) {
+        self.lock().refusing = false;
+    }
+
+    /// Whoever waits for the archive, and whoever comes, is told that it is in vain. What
+    /// nobody has taken to be published never will be.
+    pub fn refuse_waits(&self) {
+        let waits = {
+            let mut queue = self.lock();
+            queue.refusing = true;
+            let waits = std::mem::take(&mut queue.waits);
+            queue.waiting.retain(|commit| !waits.contains_key(&commit.place));
+            let taken = queue.taken.iter().map(|commit| commit.place);
+            let refused: Vec<Place> = taken.filter(|place| waits.contains_key(place)).collect();
+            queue.refused.extend(refused);
+            waits
+        };
+        self.emptied.notify_all();
+        waits.into_values().for_each(|done| done(Verdict::Refused));
     }
 
     /// Sets who is told of every commit, once; must return at once.
@@ -145,19 +200,23 @@ impl Commits {
 
     /// What was taken is published.
     pub fn published(&self) {
-        let mut queue = self.lock();
-        queue.taken.clear();
-        queue.publications += 1;
-        drop(queue);
+        let done: Vec<Done> = {
+            let mut queue = self.lock();
+            let taken = std::mem::take(&mut queue.taken);
+            queue.refused.clear();
+            queue.publications += 1;
+            taken.iter().filter_map(|commit| queue.waits.remove(&commit.place)).collect()
+        };
         self.emptied.notify_all();
         self.news.tell();
+        done.into_iter().for_each(|done| done(Verdict::Archived));
     }
 
     /// What was taken was not published: it waits again.
     pub fn give_back(&self) {
         let mut queue = self.lock();
-        let taken = std::mem::take(&mut queue.taken);
-        for commit in taken.into_iter().rev() {
+        let (taken, refused) = (std::mem::take(&mut queue.taken), std::mem::take(&mut queue.refused));
+        for commit in taken.into_iter().rev().filter(|commit| !refused.contains(&commit.place)) {
             queue.waiting.push_front(commit);
         }
     }

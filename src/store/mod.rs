@@ -334,9 +334,26 @@ impl Store {
         self.role.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes a role; only the primary's applications may write.
+    /// Sets whether a commit counts only once the archive has it; before the mount.
+    pub fn set_archive_first(&self, archive_first: bool) {
+        self.shared.set_archive_first(archive_first);
+    }
+
+    /// Whether a commit counts only once the archive has it.
+    pub fn archive_first(&self) -> bool {
+        self.shared.archive_first()
+    }
+
+    /// Takes a role; only the primary's applications may write. Commits that wait for
+    /// the archive fail where another becomes it.
     pub fn set_role(&self, role: Role) {
+        if role == Role::Primary {
+            self.commits.accept_waits();
+        }
         self.shared.set_writable(role == Role::Primary);
+        if role != Role::Primary {
+            self.commits.refuse_waits();
+        }
         *self.role.write().unwrap_or_else(PoisonError::into_inner) = role;
         self.commits.changes.tell();
         self.news().tell();

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod app;
+pub mod chain;
 pub mod content;
 pub mod drivers;
 pub mod line;

@@ -51,6 +51,15 @@ impl Mounted {
         Mounted::with(name, Passthrough::Auto, true)
     }
 
+    /// A new store whose commits count only once the archive has them.
+    pub fn archive_first(name: &str, passthrough: Passthrough) -> Mounted {
+        let scratch = Arc::new(Scratch::new(name));
+        let store = open_store(&scratch);
+        store.set_archive_first(true);
+        let mounted = Mounted::mount(scratch, store, passthrough, false);
+        mounted.unwrap_or_else(|error| panic!("{error}"))
+    }
+
     fn with(name: &str, passthrough: Passthrough, allow_other: bool) -> Mounted {
         let scratch = Arc::new(Scratch::new(name));
         let store = open_store(&scratch);
@@ -151,6 +160,22 @@ impl Client {
     /// kill -9.
     pub fn kill(self) {
         self.0.kill();
+    }
+
+    /// Begins a statement.
+    pub fn begin(&mut self, sql: &str) {
+        self.0.send(&serde_json::json!({ "op": "query", "sql": sql })).expect("the worker lives");
+    }
+
+    /// Whether the statement that was begun has an answer within a moment.
+    pub fn answers(&self) -> bool {
+        self.0.reply_within(Duration::from_millis(30)).is_some()
+    }
+
+    /// Waits for the answer to the statement that was begun: SQLite's text if it failed.
+    pub fn answer(&self) -> Result<(), String> {
+        let reply = self.0.reply().expect("the worker lives");
+        reply["error"].as_str().map_or(Ok(()), |text| Err(text.to_owned()))
     }
 }
 

@@ -154,7 +154,8 @@ impl Database {
         // Captures that began before have ended after this.
         drop(self.capturing.lock().unwrap_or_else(PoisonError::into_inner));
         match self.begin_writer(wal, shm, first, deadline) {
-            Ok(writer) => {
+            Ok(mut writer) => {
+                self.publish_ahead(&mut writer)?;
                 // What an application writes once the daemon is gone does not count.
                 self.put_mark()?;
                 Ok(Hold { database, writer })
@@ -243,7 +244,7 @@ impl Hold {
 }
 
 /// The pages that the first frames hold.
-fn frames(file: &std::fs::File, header: &WalHeader, count: u32) -> std::io::Result<Vec<Pgno>> {
+pub(super) fn frames(file: &std::fs::File, header: &WalHeader, count: u32) -> std::io::Result<Vec<Pgno>> {
     let mut pages = Vec::with_capacity(count as usize);
     for frame in 1..=count {
         let mut bytes = [0; FRAME_HEADER_LEN];

@@ -13,6 +13,7 @@
 
 mod checkpoint;
 mod exclusive;
+mod forward;
 mod frames;
 mod hold;
 pub(super) mod locks;

@@ -7,7 +7,7 @@ use std::io;
 
 use super::super::{LockTo, OwnFile};
 use super::locks::WAL_READERS;
-use crate::sqlite::wal::{Cursor, WalHeader};
+use crate::sqlite::wal::{Cursor, FRAME_HEADER_LEN, FrameHeader, WalHeader};
 use crate::sqlite::wal_index::{self, WalIndex, at};
 use crate::sqlite::wal_tables::{BLOCK, Tables};
 use crate::words::{PageSize, Pgno};
@@ -37,7 +37,7 @@ pub(super) struct Writer {
 }
 
 /// A wal-index that says that the WAL is empty.
-fn empty(page_size: PageSize) -> WalIndex {
+pub(super) fn empty(page_size: PageSize) -> WalIndex {
     WalIndex {
         change: 1,
         big_endian: BIG_ENDIAN,
@@ -208,6 +208,24 @@ impl Writer {
         }
         self.wal.write(vec![(offset, piece)])?;
         Ok(self.shm.write(self.tables.take_changes())?)
+    }
+
+    /// Takes frames for its own that another writer left after the published ones. `pages`
+    /// are theirs, `headers` are to be written over those in the file.
+    pub fn adopt(
+        &mut self,
+        header: WalHeader,
+        pages: &[Pgno],
+        headers: Vec<(u64, Vec<u8>)>,
+    ) -> io::Result<()> {
+        self.wal.write(headers)?;
+        self.header = Some(header);
+        pages.iter().for_each(|pgno| self.tables.push(*pgno));
+        let frames = self.tables.frames();
+        let last = self.wal.read(header.frame_offset(frames), FRAME_HEADER_LEN)?;
+        let sum = FrameHeader::parse(&last).ok_or(io::ErrorKind::UnexpectedEof)?.sum;
+        self.end = Cursor { frames, sum };
+        self.shm.write(self.tables.take_changes())
     }
 
     /// Takes back what was written after `end` and not published.
