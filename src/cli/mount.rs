@@ -91,6 +91,7 @@ fn options(config: &Config) -> Result<NodeOptions, CliError> {
             ..archive::Options::default()
         },
         sync_interval: storage.sync_interval,
+        backlog: Some(storage.backlog),
         durability: match storage.durability {
             Durability::Async => node::Durability::Async,
             Durability::Archive => node::Durability::Archive,

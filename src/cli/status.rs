@@ -67,6 +67,18 @@ fn archive(archive: &peer::ArchiveStatus) -> String {
         table::bytes(archive.bytes_out),
         table::bytes(archive.bytes_in)
     );
+    if archive.unarchived > 0 {
+        let _ = write!(
+            text,
+            "\n          it lacks {} change sets, {}{}",
+            archive.unarchived,
+            table::bytes(archive.unarchived_bytes),
+            archive.oldest.map_or(String::new(), |oldest| format!(", the oldest of {oldest}"))
+        );
+    }
+    if archive.full {
+        text.push_str("\n          the backlog is full: writes are refused until it has some of it");
+    }
     if let Some(error) = &archive.error {
         let _ = write!(text, "\n          {error}");
     }

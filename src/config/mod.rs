@@ -96,6 +96,8 @@ pub struct Storage {
     pub sync_interval: Duration,
     /// When a commit counts as done.
     pub durability: Durability,
+    /// How many bytes of change sets may wait for the archive.
+    pub backlog: u64,
     /// How change sets are compressed.
     pub encoding: Encoding,
     /// How long history is kept.

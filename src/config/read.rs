@@ -121,6 +121,7 @@ fn storage(section: &mut Section<'_>, base: &Path) -> Result<Storage, Fault> {
         region: section.full_text("region")?,
         force_path_style: section.yes("force-path-style")?,
         sync_interval: section.duration("sync-interval")?.unwrap_or(Duration::from_secs(1)),
+        backlog: section.size("backlog")?.unwrap_or(1_000_000_000),
         durability: section
             .word("durability", &[("async", Durability::Async), ("archive", Durability::Archive)])?
             .unwrap_or(Durability::Async),

@@ -33,6 +33,11 @@ pub trait OwnMount: Send + Sync {
     /// F_OFD_GETLK through the mount). False where no application has `-shm` open.
     fn wal_write_locked(&self, db: &DbName) -> io::Result<bool>;
 
+    /// Whether writes to a WAL pass the daemon by.
+    fn passes_wal(&self) -> bool {
+        false
+    }
+
     /// Says that the daemon changed `len` bytes at `offset` of the database file
     /// (`len` 0: to its end) or its size; the kernel drops what it has cached. Only
     /// queues: a notifier thread that holds no lock does it.
@@ -78,6 +83,9 @@ pub trait OwnFile: Send + Sync {
 
     /// Writes all of it, in this order.
     fn write(&self, writes: Vec<(u64, Vec<u8>)>) -> io::Result<()>;
+
+    /// Whether it has a name still.
+    fn is_linked(&self) -> io::Result<bool>;
 
     /// Changes a lock without waiting; false if others are in the way.
     fn try_lock(&self, to: LockTo, bytes: Range<u64>) -> io::Result<bool>;

@@ -37,6 +37,15 @@ pub enum DbError {
         /// The database.
         db: DbName,
     },
+    /// So much waits for the archive that nothing may be added.
+    #[error(
+        "refused a write to database {db}: the backlog of what the archive does not have is full (storage.backlog; its \
+         application sees that the disk is full)"
+    )]
+    Full {
+        /// The database.
+        db: DbName,
+    },
     /// A commit that was to count only once the archive has it.
     #[error(
         "a commit to database {db} was not acknowledged: this node stops, or is not the primary any more, before the \

@@ -117,7 +117,11 @@ impl Database {
         let mut state = self.lock();
         match self.before_write(&mut state, offset, data.len() as u64) {
             // The rollback of a transaction that had not got to the database yet.
-            Err(DbError::ReadOnly { .. }) if self.is_there(&mut state, offset, data)? => return Ok(()),
+            Err(DbError::ReadOnly { .. } | DbError::Full { .. })
+                if self.is_there(&mut state, offset, data)? =>
+            {
+                return Ok(());
+            }
             allowed => allowed?,
         }
         let file = self.database_file(&mut state)?;
@@ -170,8 +174,17 @@ impl Database {
         if !self.shared.writable() && state.nonce.is_none() {
             return Err(self.read_only());
         }
+        // One that began before there was no room may go on.
+        if state.nonce.is_none() && self.has_no_room() {
+            return Err(DbError::Full { db: self.name.clone() });
+        }
         self.before_rollback_write(state)?;
         self.mark_dirty(state, offset, len)
+    }
+
+    /// Whether applications may add nothing to what waits for the archive.
+    pub fn has_no_room(&self) -> bool {
+        self.shared.listener.is_full() && self.shared.writable()
     }
 
     /// Whether these bytes are pages that captured frames of the WAL hold.

@@ -25,7 +25,7 @@ mod waiting;
 mod waiting_wal;
 mod wal;
 
-pub use apply::{Hidden, LiveApply, Paused};
+pub use apply::{Brake, Hidden, LiveApply, Paused};
 pub use context::{LockTo, OwnFile, OwnMount, WAL_INDEX_HEADER, WalIndex};
 pub use database::{Captured, Database, OpenHow};
 pub use error::DbError;

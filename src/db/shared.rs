@@ -48,6 +48,11 @@ pub trait CommitListener: Send + Sync {
     /// Who reads the database sees another position now, captured or applied.
     fn moved(&self) {}
 
+    /// Whether there is room for no more.
+    fn is_full(&self) -> bool {
+        false
+    }
+
     /// A transaction was captured that counts only once the archive has it.
     fn waits(&self, committed: Committed, done: Done);
 

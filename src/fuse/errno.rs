@@ -17,6 +17,7 @@ pub(super) fn of(error: &DbError) -> Errno {
         | DbError::Unjournaled { .. }
         | DbError::Damaged { .. }
         | DbError::NotArchived { .. } => Errno::EIO,
+        DbError::Full { .. } => Errno::ENOSPC,
         DbError::Busy { .. } => Errno::EBUSY,
         DbError::Missing { .. } => Errno::ENOENT,
         DbError::BadPath { .. } => Errno::EINVAL,
@@ -38,7 +39,10 @@ pub(super) fn report(error: DbError) -> Errno {
         DbError::Unjournaled { .. } | DbError::Busy { .. } | DbError::NotArchived { .. } => {
             tracing::warn!("{error}");
         }
-        DbError::ReadOnly { .. } | DbError::Missing { .. } | DbError::BadPath { .. } => {
+        DbError::Full { .. }
+        | DbError::ReadOnly { .. }
+        | DbError::Missing { .. }
+        | DbError::BadPath { .. } => {
             tracing::debug!("{error}");
         }
     }

@@ -223,6 +223,10 @@ impl Own {
 }
 
 impl OwnMount for Own {
+    fn passes_wal(&self) -> bool {
+        self.passthrough.load(Ordering::Acquire)
+    }
+
     fn wal_index(&self, db: &DbName) -> io::Result<WalIndex> {
         let Some(node) = self.shm(db) else { return Ok(WalIndex::Unused) };
         if !self.passthrough.load(Ordering::Acquire) {

@@ -114,6 +114,10 @@ impl OwnFile for Far {
         self.with(move |file| writes.iter().try_for_each(|(offset, bytes)| file.write_all_at(bytes, *offset)))
     }
 
+    fn is_linked(&self) -> io::Result<bool> {
+        self.with(|file| Ok(rustix::fs::fstat(file)?.st_nlink > 0))
+    }
+
     fn try_lock(&self, to: LockTo, bytes: Range<u64>) -> io::Result<bool> {
         self.with(move |file| try_lock(file, to, &bytes))
     }

@@ -25,7 +25,7 @@ use super::permissions::{Caller, EXECUTE};
 use super::unsynced::Unsynced;
 use super::watch::Watch;
 use super::{errno, virtuals};
-use crate::db::FileKind;
+use crate::db::{DbError, FileKind};
 use crate::store::Store;
 
 /// Everything that requests work on.
@@ -223,6 +223,9 @@ impl Tree {
         handle.node.writer.store(caller.pid, Ordering::Release);
         handle.node.writes.fetch_add(1, Ordering::Relaxed);
         match (&handle.node.what, &handle.file) {
+            (What::File(db, FileKind::Wal), _) if !handle.own && db.has_no_room() => {
+                Err(errno::report(DbError::Full { db: db.name().clone() }))
+            }
             (What::File(db, kind), _) if !handle.node.gone() => {
                 db.write(*kind, offset, data).map_err(errno::report)
             }

@@ -4,6 +4,7 @@
 //! line.
 
 mod align;
+mod backlog;
 mod encode;
 mod error;
 mod feed;

@@ -82,6 +82,8 @@ pub struct NodeOptions {
     pub sync_interval: Duration,
     /// When a commit counts.
     pub durability: Durability,
+    /// So many bytes of change sets may wait for the archive; then writes are refused.
+    pub backlog: Option<u64>,
     /// What to do when the storage cannot be reached at start.
     pub on_unreachable: OnUnreachable,
     /// How long stopping may take.

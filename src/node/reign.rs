@@ -9,6 +9,7 @@ use crate::peer::wire::Welcome;
 use crate::store::LogRetention;
 use crate::words::Epoch;
 
+use super::backlog::Backlog;
 use super::feed::{Feeds, Setup as FeedSetup};
 use super::images::Images;
 use super::join::Joined;
@@ -22,6 +23,7 @@ pub(super) struct Reign {
     writer: Arc<Writer>,
     pub publisher: Arc<Publisher>,
     upkeep: Upkeep,
+    backlog: Backlog,
     since: Instant,
     /// What replicas are told.
     pub feeds: Feeds,
@@ -55,13 +57,14 @@ impl Node {
         let writer = Arc::new(writer);
         let publisher = Arc::new(self.start_publisher(&writer)?);
         let upkeep = self.start_upkeep(&writer)?;
+        let backlog = Backlog::start(&self.store).map_err(NodeError::io("watching the backlog"))?;
         let feeds = self.feeds(&writer);
         self.service.update(|parts| {
             parts.feeds = Some(feeds.clone());
             parts.writer = Some(Arc::clone(&writer));
             parts.publisher = Some(Arc::clone(&publisher));
         });
-        Ok(Reign { writer, publisher, upkeep, since: Instant::now(), feeds })
+        Ok(Reign { writer, publisher, upkeep, backlog, since: Instant::now(), feeds })
     }
 
     /// Ends to publish; what was not published waits in the store's queue.
@@ -71,7 +74,8 @@ impl Node {
             parts.writer = None;
             parts.publisher = None;
         });
-        let Reign { writer, publisher, upkeep, .. } = reign;
+        let Reign { writer, publisher, upkeep, backlog, .. } = reign;
+        drop(backlog);
         drop(publisher);
         drop(upkeep);
         drop(writer);

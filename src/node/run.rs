@@ -146,6 +146,7 @@ impl Node {
             clock: Arc::clone(&options.clock),
             faults: options.faults.clone(),
         })?);
+        store.commits().set_limit(options.backlog);
         store.set_archive_first(options.durability == Durability::Archive);
         let spool = options.data.join("spool");
         recreate(&spool)?;

@@ -124,7 +124,8 @@ impl NodeService {
             Some(why) => Standing { state: ArchiveState::Unreachable, error: Some(why) },
             None => Standing { state: ArchiveState::Synced, error: None },
         });
-        let unpublished = self.store.commits().unpublished() > 0;
+        let backlog = self.store.commits().backlog();
+        let unpublished = backlog.count > 0;
         let state = match standing.state {
             ArchiveState::Synced if unpublished => ArchiveState::Uploading,
             ArchiveState::Uploading if !unpublished => ArchiveState::Synced,
@@ -135,6 +136,11 @@ impl NodeService {
             state,
             error: standing.error,
             requests: by_name(&totals),
+            unarchived: backlog.count,
+            unarchived_bytes: backlog.bytes,
+            oldest: backlog.oldest,
+            backlog: backlog.limit,
+            full: backlog.full,
             bytes_out: totals.bytes_written(),
             bytes_in: totals.bytes_read(),
         }
@@ -223,6 +229,9 @@ impl Service for NodeService {
     fn health(&self) -> Health {
         let stage = self.parts(|parts| parts.stage);
         match stage {
+            Stage::Serving if self.store.commits().backlog().full => Health::NotReady(
+                "the backlog of what the archive does not have is full: writes are refused".to_owned(),
+            ),
             Stage::Serving => match self.parts(|parts| parts.stale.then(|| parts.waiting_for.clone())) {
                 None => Health::Ready,
                 Some(why) => Health::NotReady(format!(

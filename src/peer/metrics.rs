@@ -48,6 +48,20 @@ type Gauge = (&'static str, &'static str, fn(&super::service::DatabaseStatus) ->
 fn archive(page: &mut Page, status: &Status) {
     let reachable = matches!(status.archive.state, ArchiveState::Synced | ArchiveState::Uploading);
     page.one("litefs_archive_up", "1 if the archive takes what is put", f64::from(u8::from(reachable)));
+    let archive = &status.archive;
+    page.one(
+        "litefs_archive_unarchived",
+        "change sets the archive does not have yet",
+        archive.unarchived as f64,
+    );
+    page.one("litefs_archive_unarchived_bytes", "bytes of their pages", archive.unarchived_bytes as f64);
+    let oldest = archive.oldest.map_or(0.0, |time| time.millis() as f64 / 1000.0);
+    page.one(
+        "litefs_archive_oldest_unarchived_seconds",
+        "when the oldest of them was committed; 0: none",
+        oldest,
+    );
+    page.one("litefs_archive_backlog_full", "1 if writes are refused", f64::from(u8::from(archive.full)));
     page.head("litefs_archive_requests", "requests to the archive since the start");
     for (kind, count) in &status.archive.requests {
         page.line("litefs_archive_requests", &[("kind", kind)], *count as f64);

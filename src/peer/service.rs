@@ -218,6 +218,21 @@ pub struct ArchiveStatus {
     pub error: Option<String>,
     /// Requests by kind (get, put, list, …) since the start.
     pub requests: BTreeMap<String, u64>,
+    /// Change sets that it does not have yet.
+    #[serde(default)]
+    pub unarchived: u64,
+    /// Bytes of their pages.
+    #[serde(default)]
+    pub unarchived_bytes: u64,
+    /// When the oldest of them was committed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub oldest: Option<Timestamp>,
+    /// So many bytes of them may be.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub backlog: Option<u64>,
+    /// There are as many: writes are refused.
+    #[serde(default)]
+    pub full: bool,
     /// Bytes put since the start.
     pub bytes_out: u64,
     /// Bytes got since the start.

@@ -2,13 +2,14 @@
 //! watches. Must not read the log.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::News;
 use super::changes::Changes;
 use crate::db::{CommitListener, Committed, Done, Place, ScannedChange, Verdict};
-use crate::words::DbName;
+use crate::words::{DbName, Timestamp};
 
 #[derive(Default)]
 struct Queue {
@@ -19,6 +20,11 @@ struct Queue {
     waits: HashMap<Place, Done>,
     /// Those of the taken for which nobody waits any more: they were taken back here.
     refused: HashSet<Place>,
+    /// Bytes of pages in all of them.
+    bytes: u64,
+    /// So many may be.
+    limit: Option<u64>,
+    full: bool,
     /// Nobody may wait: this node may not write, or stops.
     refusing: bool,
     captured: u64,
@@ -37,12 +43,35 @@ pub struct Commits {
     arrived: Condvar,
     woken: Condvar,
     emptied: Condvar,
+    /// It is full, or is not any more.
+    filled: Condvar,
+    /// As in the queue, for whoever must not wait for that.
+    full: AtomicBool,
     watcher: OnceLock<Watcher>,
     pub(super) changes: Changes,
     news: News,
 }
 
 type Watcher = Box<dyn Fn(&Committed) + Send + Sync>;
+
+/// How much the archive does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Change sets.
+    pub count: u64,
+    /// Bytes of their pages.
+    pub bytes: u64,
+    /// When the oldest was committed.
+    pub oldest: Option<Timestamp>,
+    /// So many bytes may be.
+    pub limit: Option<u64>,
+    /// Writes are refused.
+    pub full: bool,
+}
+
+fn size_of(commit: &Committed) -> u64 {
+    u64::from(commit.pages) * u64::from(commit.meta.page_size.get())
+}
 
 impl CommitListener for Commits {
     fn committed(&self, committed: Committed) {
@@ -52,6 +81,10 @@ impl CommitListener for Commits {
         queue.last = Some(Instant::now());
         self.push(queue, committed);
         self.news.tell();
+    }
+
+    fn is_full(&self) -> bool {
+        self.full.load(Ordering::Acquire)
     }
 
     fn waits(&self, committed: Committed, done: Done) {
@@ -74,7 +107,7 @@ impl CommitListener for Commits {
     }
 
     fn applied(&self, committed: Committed) {
-        self.lock().waiting.push_back(committed);
+        self.push(self.lock(), committed);
         self.news.tell();
     }
 
@@ -90,10 +123,60 @@ impl Commits {
 
     fn push(&self, mut queue: MutexGuard<'_, Queue>, committed: Committed) {
         let first = queue.waiting.is_empty();
+        queue.bytes += size_of(&committed);
         queue.waiting.push_back(committed);
+        self.judge(&mut queue);
         drop(queue);
         if first {
             self.arrived.notify_all();
+        }
+    }
+
+    /// Counts anew after something went.
+    fn weigh(&self, queue: &mut Queue) {
+        queue.bytes = queue.taken.iter().chain(&queue.waiting).map(size_of).sum();
+        self.judge(queue);
+    }
+
+    /// Once full, it is so until a tenth is free.
+    fn judge(&self, queue: &mut Queue) {
+        let limit = queue.limit.unwrap_or(u64::MAX);
+        let full = queue.bytes >= if queue.full { limit - limit / 10 } else { limit };
+        if full != queue.full {
+            queue.full = full;
+            self.full.store(full, Ordering::Release);
+            self.filled.notify_all();
+        }
+    }
+
+    /// Sets how many bytes of change sets may wait.
+    pub fn set_limit(&self, limit: Option<u64>) {
+        let mut queue = self.lock();
+        queue.limit = limit;
+        self.judge(&mut queue);
+    }
+
+    /// How much waits.
+    pub fn backlog(&self) -> Backlog {
+        let queue = self.lock();
+        Backlog {
+            count: (queue.waiting.len() + queue.taken.len()) as u64,
+            bytes: queue.bytes,
+            oldest: queue.taken.front().or(queue.waiting.front()).map(|commit| commit.meta.timestamp),
+            limit: queue.limit,
+            full: queue.full,
+        }
+    }
+
+    /// Waits until it is full, or until it is not, for at most so long, or until `wake` is
+    /// called.
+    pub fn wait_full(&self, full: bool, timeout: Option<Duration>) {
+        let queue = self.lock();
+        let woken = queue.woken;
+        let otherwise = |queue: &mut Queue| queue.full != full && queue.woken == woken;
+        match timeout {
+            Some(timeout) => drop(self.filled.wait_timeout_while(queue, timeout, otherwise)),
+            None => drop(self.filled.wait_while(queue, otherwise)),
         }
     }
 
@@ -119,6 +202,7 @@ impl Commits {
             let taken = queue.taken.iter().map(|commit| commit.place);
             let refused: Vec<Place> = taken.filter(|place| waits.contains_key(place)).collect();
             queue.refused.extend(refused);
+            self.weigh(&mut queue);
             waits
         };
         self.emptied.notify_all();
@@ -132,28 +216,30 @@ impl Commits {
 
     /// What the log held at start.
     pub(super) fn preload(&self, changes: &[ScannedChange]) {
-        self.lock().waiting.extend(changes.iter().map(|change| Committed {
+        let mut queue = self.lock();
+        queue.waiting.extend(changes.iter().map(|change| Committed {
             place: change.place,
             meta: change.meta.clone(),
             pages: change.pages.len() as u32,
         }));
+        self.weigh(&mut queue);
     }
 
     /// Leaves out what is not of the database's past, or of no database.
     pub(super) fn forget_other_pasts(&self, log_from: impl Fn(&DbName) -> Option<Place>) {
-        self.lock()
-            .waiting
-            .retain(|commit| log_from(&commit.meta.db).is_some_and(|from| commit.place >= from));
+        self.retain(|commit| log_from(&commit.meta.db).is_some_and(|from| commit.place >= from));
     }
 
     /// Leaves out a database.
     pub fn forget(&self, db: &DbName) {
-        self.lock().waiting.retain(|commit| commit.meta.db != *db);
+        self.retain(|commit| commit.meta.db != *db);
     }
 
     /// Leaves out what `keep` does not want.
     pub fn retain(&self, keep: impl Fn(&Committed) -> bool) {
-        self.lock().waiting.retain(keep);
+        let mut queue = self.lock();
+        queue.waiting.retain(keep);
+        self.weigh(&mut queue);
     }
 
     /// Waits until something is there or `wake` is called.
@@ -183,6 +269,7 @@ impl Commits {
         self.lock().woken += 1;
         self.arrived.notify_all();
         self.woken.notify_all();
+        self.filled.notify_all();
     }
 
     /// Takes from the front while `fits` says so of the commit and how many were
@@ -205,6 +292,7 @@ impl Commits {
             let taken = std::mem::take(&mut queue.taken);
             queue.refused.clear();
             queue.publications += 1;
+            self.weigh(&mut queue);
             taken.iter().filter_map(|commit| queue.waits.remove(&commit.place)).collect()
         };
         self.emptied.notify_all();
@@ -219,6 +307,7 @@ impl Commits {
         for commit in taken.into_iter().rev().filter(|commit| !refused.contains(&commit.place)) {
             queue.waiting.push_front(commit);
         }
+        self.weigh(&mut queue);
     }
 
     /// When the last transaction was captured, if any was since the start.

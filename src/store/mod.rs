@@ -10,7 +10,7 @@ mod news;
 mod parked;
 mod upkeep;
 
-pub use commits::Commits;
+pub use commits::{Backlog, Commits};
 pub use names::Entry;
 pub use news::News;
 pub use parked::{ParkedBranch, Parks, parked};
@@ -332,6 +332,11 @@ impl Store {
     /// The role of this node.
     pub fn role(&self) -> Role {
         self.role.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether applications may write here.
+    pub fn is_writable(&self) -> bool {
+        self.shared.writable()
     }
 
     /// Sets whether a commit counts only once the archive has it; before the mount.

@@ -11,6 +11,7 @@
 //! Locks, in this order: `hold`, then those of `Database`. No lock that a request's
 //! handler takes is held while the mount is used.
 
+mod brake;
 mod checkpoint;
 mod exclusive;
 mod forward;
@@ -20,6 +21,7 @@ pub(super) mod locks;
 mod spool;
 mod writer;
 
+pub use brake::Brake;
 pub(super) use hold::Hold;
 pub use hold::Paused;
 

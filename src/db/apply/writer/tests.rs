@@ -26,6 +26,10 @@ impl Plain {
 }
 
 impl OwnFile for Plain {
+    fn is_linked(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
     fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         let read = super::super::super::database::read_at_most(&self.0, &mut bytes, offset)?;
