@@ -378,6 +378,13 @@ impl<'a> SmallDisk<'a> {
         while std::io::Write::write_all(&mut file, &block).is_ok() {}
     }
 
+    fn remount(&self, how: &str) {
+        let mut command = Command::new("mount");
+        command.args(["-o", &format!("remount,{how}")]).arg(self.0.join("small"));
+        let output = process::run(&mut command);
+        assert!(output.status.success(), "remount {how}: {}", output.stderr);
+    }
+
     fn free(&self) {
         std::fs::remove_file(self.0.join("small/ballast")).expect("throw the ballast out");
     }
@@ -448,6 +455,97 @@ fn a_full_disk_is_an_error_to_the_application_and_loses_nothing() {
         drop(node);
         drop(disk);
     }
+}
+
+#[test]
+fn a_disk_that_fills_up_before_a_checkpoint_is_an_error_and_loses_nothing() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    for passthrough in [true, false] {
+        let scratch = Scratch::new("full-checkpoint");
+        let disk = SmallDisk::new(&scratch, 32 << 20);
+        let settings = Settings { passthrough, ..Settings::default() };
+        let mut node = Node::new(scratch.path(), settings).with_data(&scratch.join("small/data"));
+        node.start();
+        let file = node.file("a.db");
+        Driver::Program.exec(&file, "PRAGMA journal_mode=wal; CREATE TABLE t(x, y);");
+        let mut worker = Worker::start(Sqlite::System);
+        worker.open(&file, PATIENCE).expect("alive").expect("open");
+        let mut run = |sql: &str| worker.query(sql).expect("it does not hang");
+        run("PRAGMA wal_autocheckpoint=0").expect("a setting");
+        for x in 1..=100 {
+            run(&format!("INSERT INTO t VALUES({x}, zeroblob(20000))")).expect("there is room");
+        }
+        node.wait_archived(&["a.db"]);
+        let pos = node.pos("a.db");
+        disk.fill();
+        for kind in ["PASSIVE", "FULL", "TRUNCATE"] {
+            let failure = run(&format!("PRAGMA wal_checkpoint({kind})")).expect_err("the disk is full");
+            assert!(matches!(failure.code, 13 | 10), "{kind}: {failure:?}");
+            assert_eq!(run("SELECT count(*) FROM t").expect("reads go on"), [["100"]], "{kind}");
+        }
+        assert_eq!(node.pos("a.db"), pos, "a checkpoint is no transaction");
+        disk.free();
+        assert_eq!(run("PRAGMA wal_checkpoint(TRUNCATE)").expect("there is room again")[0][0], "0");
+        run("INSERT INTO t VALUES(101, 'after')").expect("and for more");
+        drop(worker);
+        let (pos, integrity) = (node.pos("a.db"), drivers::integrity(&file));
+        assert_eq!(integrity, "ok");
+        node.kill();
+        node.start();
+        assert_eq!(node.pos("a.db"), pos, "after a kill");
+        node.stop();
+        node.wipe_data();
+        node.start();
+        assert_eq!(node.pos("a.db"), pos, "from the archive");
+        assert_eq!(Driver::Program.query(&file, "SELECT count(*), max(x) FROM t").trim(), "101|101");
+        node.stop();
+        drop(node);
+        drop(disk);
+    }
+}
+
+#[test]
+fn a_read_only_archive_is_waited_for_and_nothing_is_lost() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let scratch = Scratch::new("read-only-archive");
+    let disk = SmallDisk::new(&scratch, 64 << 20);
+    let mut node =
+        Node::new(scratch.path(), Settings::default()).with_archive(&scratch.join("small/archive"));
+    node.start();
+    let file = node.file("a.db");
+    Driver::Program.exec(&file, "CREATE TABLE t(x); INSERT INTO t VALUES(1);");
+    node.wait_archived(&["a.db"]);
+    disk.remount("ro");
+    Driver::Program.exec(&file, "INSERT INTO t VALUES(2)");
+    wait_for("status says what is wrong and what to do", || {
+        let error = node.status()["archive"]["error"].as_str()?.to_owned();
+        (error.contains("Read-only") && error.contains("remount")).then_some(())
+    });
+    let pos = node.pos("a.db");
+    node.kill();
+    node.spawn();
+    wait_for("the node says that it waits", || node.log().contains("waiting for it").then_some(()));
+    assert!(!node.is_mounted() || rows_of_dead(&file), "the node serves though it cannot hold its place");
+    disk.remount("rw");
+    node.wait_ready().expect("it goes on once the archive can be written");
+    assert_eq!(node.pos("a.db"), pos);
+    node.stop();
+    node.wipe_data();
+    node.start();
+    assert_eq!(node.pos("a.db"), pos);
+    assert_eq!(rows(&node, "a.db"), "1 2");
+    node.stop();
+    drop(node);
+    drop(disk);
+}
+
+/// Whether what is mounted is but what a killed daemon left.
+fn rows_of_dead(file: &Path) -> bool {
+    std::fs::File::open(file).is_err()
 }
 
 /// A fault of the disk at a named step: the statement fails or succeeds, the next

@@ -202,18 +202,30 @@ fn a_replica_names_its_primary_and_refuses_writes_at_once() {
 #[test]
 fn modes_without_a_commit_point_are_refused_and_the_connection_goes_on() {
     needs_a_mount!();
-    let mounted = Mounted::new("refused", Passthrough::Auto);
-    let mut client = mounted.connect("a.db");
-    client.rows("CREATE TABLE t (a)");
-    for mode in ["memory", "off"] {
-        client.rows(&format!("PRAGMA journal_mode = {mode}"));
-        assert_eq!(client.attempt("INSERT INTO t VALUES (1)"), Err("disk I/O error".to_owned()));
+    for passthrough in BOTH {
+        let mounted = Mounted::new("refused", passthrough);
+        for wal in [false, true] {
+            let name = format!("{wal}.db");
+            let mut client = mounted.connect(&name);
+            client.rows("CREATE TABLE t (a)");
+            let refused = Err("disk I/O error".to_owned());
+            if wal {
+                // Out of WAL mode the change of mode itself is such a write.
+                client.rows("PRAGMA journal_mode = wal");
+                assert_eq!(client.attempt("PRAGMA journal_mode = memory"), refused);
+            } else {
+                for mode in ["memory", "off"] {
+                    client.rows(&format!("PRAGMA journal_mode = {mode}"));
+                    assert_eq!(client.attempt("INSERT INTO t VALUES (1)"), refused);
+                }
+            }
+            client.close();
+            let mut client = mounted.connect(&name);
+            client.rows("INSERT INTO t VALUES (2)");
+            assert_eq!(client.value("SELECT group_concat(a) FROM t"), "2");
+            assert_eq!(client.value("PRAGMA integrity_check"), "ok");
+        }
     }
-    client.close();
-    let mut client = mounted.connect("a.db");
-    client.rows("INSERT INTO t VALUES (2)");
-    assert_eq!(client.value("SELECT group_concat(a) FROM t"), "2");
-    assert_eq!(client.value("PRAGMA integrity_check"), "ok");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Config, Durability, Encoding, LeaseKind, LogFormat, OnUnreachable, Passthrough};
@@ -27,6 +28,7 @@ pub fn mount(args: Mount) -> Result<ExitCode, CliError> {
     }
     let options = options(&config)?;
     start_log(&config.log);
+    raise_descriptor_limit();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), config = %config.file.display(), archive = %config.storage.url,
         "litefs starts"
@@ -40,6 +42,20 @@ pub fn mount(args: Mount) -> Result<ExitCode, CliError> {
         }
         Err(error) if error.is_unsafe() => Err(CliError::Unsafe(error.into())),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Of every database that is in use several files are open at once, and the soft limit
+/// is 1024 on most systems. Commands of `[[exec]]` inherit it.
+fn raise_descriptor_limit() {
+    const WANTED: u64 = 1 << 16;
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(WANTED, |most| most.min(WANTED));
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit });
+        if let Err(error) = raised {
+            tracing::warn!(%error, "the limit of open files stays as it is: hundreds of databases may be too many");
+        }
     }
 }
 

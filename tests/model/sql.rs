@@ -77,7 +77,7 @@ pub struct Allowed {
 }
 
 pub const MODES: [&str; 4] = ["delete", "truncate", "persist", "wal"];
-pub const PAGE_SIZES: [u32; 5] = [512, 1024, 4096, 8192, 65536];
+pub const PAGE_SIZES: [u32; 8] = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536];
 
 /// Writes scripts for one worker.
 pub struct Author<'a> {
