@@ -22,6 +22,8 @@ use support::worker::{Sqlite, Worker};
 use support::{Node, Outside, Scratch, Settings, can_mount, process, wait_for};
 
 const LEASE: &str = "type = \"storage\"\nttl = \"2s\"";
+/// A node that asks the primary for the lease as soon as it stands at the head.
+const PROMOTE: &str = "type = \"storage\"\nttl = \"2s\"\npromote = true";
 const STEPS: usize = 14;
 /// How long all of it may take where no number is asked for.
 const BUDGET: Duration = Duration::from_secs(50);
@@ -71,7 +73,7 @@ impl Pair {
             let settings = Settings { lease: LEASE, env: env.clone(), ..Settings::default() };
             let dir = scratch.join(name);
             std::fs::create_dir_all(&dir).expect("create the node's directory");
-            Node::new(&dir, settings).with_archive_url(&url)
+            Node::new(&dir, settings).with_archive_url(&url).advertised()
         };
         Pair {
             nodes: [node("a"), node("b")],
@@ -463,19 +465,22 @@ fn two_killed_nodes_go_on_in_whatever_order_they_come_back() {
 }
 
 #[test]
-fn an_empty_node_never_wins_over_one_that_redeploys() {
+fn with_promote_an_empty_node_never_wins_over_one_that_redeploys() {
     assert!(can_mount(), "this test needs /dev/fuse and root");
     const ROUNDS: u32 = 20;
     let seed = rand::random();
     println!("LITEFS_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut pair = Pair::new(5);
+    for node in &mut pair.nodes {
+        node.settings.lease = PROMOTE;
+    }
     let mut expected = BTreeSet::new();
     pair.start(0);
     for round in 0..ROUNDS {
         pair.becomes_primary(0);
         pair.write(3);
-        expected.extend(&pair.acknowledged[0]);
+        expected.extend(pair.acknowledged.iter().flatten());
         pair.wipe(1);
         // At any moment of the redeployment: before it, in the middle, after it.
         let pause = Duration::from_millis(random.random_range(0..1500));
@@ -491,8 +496,11 @@ fn an_empty_node_never_wins_over_one_that_redeploys() {
             pair.states[0] = State::Down;
         }
         pair.start(0);
+        // Whichever has it now, and whoever gets it next.
         let at = wait_for("one of them is primary", || pair.primary());
         assert_eq!(numbers_in(&pair.nodes[at]), expected, "round {round}");
+        pair.becomes_primary(0);
+        assert_eq!(numbers_in(&pair.nodes[0]), expected, "round {round}");
         pair.stop(1);
     }
     pair.becomes_primary(0);

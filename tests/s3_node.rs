@@ -240,6 +240,8 @@ fn an_idle_node_asks_for_nothing_but_its_lease() {
         // Reading, opening and closing are idle too.
         assert_eq!(count(node), "10");
     }
+    let counted = |node: &Node| node.status()["archive"]["requests"].clone();
+    let before = [counted(&holder), counted(&alone)];
     server.take_requests();
     let mut requests = Vec::new();
     wait_for("the lease is renewed", || {
@@ -247,9 +249,17 @@ fn an_idle_node_asks_for_nothing_but_its_lease() {
         (requests.len() >= 5).then_some(())
     });
     assert!(requests.iter().all(|request| request == "PutObject held/lease.json"), "{requests:?}");
-    let counted = |node: &Node| node.status()["archive"]["requests"].clone();
-    let before = counted(&alone);
-    assert_eq!(counted(&alone), before, "asking for the status is free");
+    let after = [counted(&holder), counted(&alone)];
+    assert_eq!(after[1], before[1]);
+    let renewals = |requests: &serde_json::Value| requests["lease"].as_u64().expect("a number");
+    assert!(renewals(&after[0]) >= renewals(&before[0]) + 4, "status has them: {after:?}");
+    let rest = |mut requests: serde_json::Value| {
+        requests["lease"].take();
+        requests
+    };
+    assert_eq!(rest(after[0].clone()), rest(before[0].clone()));
+    let metrics = String::from_utf8(holder.get("/metrics").body).expect("text");
+    assert!(metrics.contains("litefs_archive_requests{kind=\"lease\"}"), "{metrics}");
     holder.stop();
     alone.stop();
 }

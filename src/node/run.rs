@@ -30,7 +30,7 @@ use super::reign::Reign;
 use super::roles::{Reply, Waiting};
 use super::service::{NodeService, Parts, Stage};
 use super::upkeep::Poke;
-use super::{Durability, NodeError, NodeOptions};
+use super::{Durability, LeaseChoice, NodeError, NodeOptions};
 
 /// How long a stop waits for the storage to know that the lease is free: if it does
 /// not, others wait for the term to end.
@@ -138,6 +138,12 @@ impl Node {
     ) -> Result<Node, NodeError> {
         let storage = Arc::new(Counted::new(Arc::clone(&options.storage)));
         options.storage = Arc::clone(&storage) as Arc<dyn ObjectStore>;
+        let mut lease_storage = None;
+        if let LeaseChoice::Storage { store, .. } = &mut options.lease {
+            let counted = Arc::new(Counted::new(Arc::clone(store)));
+            *store = Arc::clone(&counted) as Arc<dyn ObjectStore>;
+            lease_storage = Some(counted);
+        }
         let started = Instant::now();
         let store = Arc::new(Store::open(StoreOptions {
             dir: options.data.clone(),
@@ -158,6 +164,7 @@ impl Node {
         let service = Arc::new(NodeService {
             store: Arc::clone(&store),
             storage,
+            lease_storage,
             mount_path: options.mount.dir.clone(),
             hostname: options.hostname.clone(),
             candidate: options.candidate,

@@ -60,6 +60,8 @@ pub(super) enum Stage {
 pub(super) struct NodeService {
     pub store: Arc<Store>,
     pub storage: Arc<Counted>,
+    /// The same, by the lease's own connections.
+    pub lease_storage: Option<Arc<Counted>>,
     pub mount_path: PathBuf,
     pub hostname: String,
     pub candidate: bool,
@@ -118,6 +120,10 @@ impl NodeService {
 
     fn archive_status(&self) -> ArchiveStatus {
         let totals = self.storage.totals();
+        let mut requests = by_name(&totals);
+        if let Some(lease) = &self.lease_storage {
+            requests.insert("lease".to_owned(), lease.totals().calls());
+        }
         let waiting = self.parts(|parts| parts.waiting_for.clone());
         let standing = self.parts(|parts| parts.publisher.as_ref().map(|publisher| publisher.standing()));
         let standing = standing.unwrap_or(match waiting {
@@ -135,7 +141,7 @@ impl NodeService {
             url: self.storage.describe(),
             state,
             error: standing.error,
-            requests: by_name(&totals),
+            requests,
             unarchived: backlog.count,
             unarchived_bytes: backlog.bytes,
             oldest: backlog.oldest,
