@@ -1,6 +1,9 @@
 //! The mount against plain ext4, interleaved in one run: ratios, not rates, for the
-//! machine has other work. `LITEFS_BENCH_ROUNDS` rounds (5); prints a table for
-//! docs/PERFORMANCE.md. Run as `cargo bench --bench mount_vs_ext4`.
+//! machine has other work. Prints a table for docs/PERFORMANCE.md. Run as
+//! `cargo bench --bench mount_vs_ext4 [-- PART…]`: only rows whose names have such a
+//! part. `LITEFS_BENCH_ROUNDS` rounds (5); `LITEFS_BENCH_WITHOUT=0` leaves out the mount
+//! without passthrough; `LITEFS_BENCH_OTHER` is a program that runs in place of litefs
+//! (it gets litefs and its arguments), for another build beside this one.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -30,7 +33,11 @@ fn open(path: &Path) -> Connection {
     db
 }
 
+/// Makes a database, unless another row has.
 fn fill(path: &Path, mode: &str, rows: i64) {
+    if path.exists() {
+        return;
+    }
     let db = open(path);
     db.execute_batch(&format!(
         "PRAGMA journal_mode={mode}; PRAGMA synchronous=OFF;
@@ -101,6 +108,7 @@ fn table() -> Vec<Row> {
     let nothing: fn(&Path) = |_| {};
     let unwritten: fn() -> Vec<String> = Vec::new;
     let wal_writer: fn() -> Vec<String> = || vec!["wal-writer.db".to_owned()];
+    // Those that leave much to upload come last: the uploads go on beside what follows.
     vec![
         Row {
             name: "point reads, rollback mode",
@@ -112,7 +120,7 @@ fn table() -> Vec<Row> {
         Row {
             name: "scan, rollback mode",
             goal: 0.9,
-            prepare: nothing,
+            prepare: |dir| fill(&dir.join("read.db"), "delete", ROWS),
             work: |dir| (0..5).map(|_| scan(&dir.join("read.db"))).sum(),
             written: unwritten,
         },
@@ -126,44 +134,16 @@ fn table() -> Vec<Row> {
         Row {
             name: "scan, WAL",
             goal: 0.9,
-            prepare: nothing,
+            prepare: |dir| fill(&dir.join("read-wal.db"), "wal", ROWS),
             work: |dir| (0..5).map(|_| scan(&dir.join("read-wal.db"))).sum(),
             written: unwritten,
         },
         Row {
-            name: "commits, WAL NORMAL, 1 writer",
-            goal: 0.6,
-            prepare: nothing,
-            work: |dir| commits(&dir.join("wal-writer.db"), "wal", "NORMAL", 10_000),
-            written: wal_writer,
-        },
-        Row {
-            name: "commits, WAL FULL, 1 writer",
-            goal: 0.0,
-            prepare: nothing,
-            work: |dir| commits(&dir.join("wal-writer.db"), "wal", "FULL", 600),
-            written: wal_writer,
-        },
-        Row {
-            name: "commits, WAL NORMAL, 16 writers",
-            goal: 0.6,
-            prepare: nothing,
-            work: |dir| sixteen(dir, "NORMAL", 3000),
-            written: sixteen_names,
-        },
-        Row {
-            name: "commits, WAL FULL, 16 writers",
-            goal: 0.5,
-            prepare: nothing,
-            work: |dir| sixteen(dir, "FULL", 200),
-            written: sixteen_names,
-        },
-        Row {
-            name: "commits, DELETE OFF",
+            name: "open, read, close 100 databases",
             goal: 0.3,
-            prepare: nothing,
-            work: |dir| commits(&dir.join("delete-off.db"), "delete", "OFF", 4000),
-            written: || vec!["delete-off.db".to_owned()],
+            prepare: |dir| (0..100).for_each(|n| fill(&dir.join(format!("small-{n}.db")), "delete", 20)),
+            work: |dir| (0..10).map(|_| visit(dir)).sum(),
+            written: unwritten,
         },
         Row {
             name: "commits, DELETE FULL",
@@ -173,18 +153,84 @@ fn table() -> Vec<Row> {
             written: || vec!["delete-full.db".to_owned()],
         },
         Row {
-            name: "open, read, close 100 databases",
+            name: "commits, DELETE OFF",
             goal: 0.3,
-            prepare: |dir| (0..100).for_each(|n| fill(&dir.join(format!("small-{n}.db")), "delete", 20)),
-            work: |dir| (0..10).map(|_| visit(dir)).sum(),
-            written: unwritten,
+            prepare: nothing,
+            work: |dir| commits(&dir.join("delete-off.db"), "delete", "OFF", 4000),
+            written: || vec!["delete-off.db".to_owned()],
+        },
+        Row {
+            name: "commits, WAL FULL, 1 writer",
+            goal: 0.0,
+            prepare: nothing,
+            work: |dir| commits(&dir.join("wal-writer.db"), "wal", "FULL", 600),
+            written: wal_writer,
+        },
+        Row {
+            name: "commits, WAL FULL, 16 writers",
+            goal: 0.5,
+            prepare: nothing,
+            work: |dir| sixteen(dir, "FULL", 200),
+            written: sixteen_names,
+        },
+        Row {
+            name: "commits, WAL NORMAL, 1 writer",
+            goal: 0.6,
+            prepare: nothing,
+            work: |dir| commits(&dir.join("wal-writer.db"), "wal", "NORMAL", 10_000),
+            written: wal_writer,
+        },
+        Row {
+            name: "commits, WAL NORMAL, 16 writers",
+            goal: 0.6,
+            prepare: nothing,
+            work: |dir| sixteen(dir, "NORMAL", 3000),
+            written: sixteen_names,
         },
     ]
 }
 
-/// Operations a second of one round, the drain of the capture included: `-pos` is
-/// read, which answers when everything committed is in the change log.
-fn rate(row: &Row, dir: &Path, mounted: bool) -> f64 {
+/// A node that is measured.
+struct Side {
+    node: Node,
+    dir: PathBuf,
+    /// Its rates, as ratios to ext4's in the same round.
+    ratios: Vec<f64>,
+    /// What its process spent, in microseconds of CPU an operation.
+    spent: Vec<f64>,
+}
+
+impl Side {
+    fn start(base: &Path, passthrough: bool, wrapper: Option<&str>) -> Side {
+        let wrapper = wrapper.map(str::to_owned).into_iter().collect();
+        let settings =
+            Settings { passthrough, sync_interval: "1s", log: "info", wrapper, ..Settings::default() };
+        let mut node = Node::new(base, settings);
+        node.start();
+        let dir = node.mount();
+        Side { node, dir, ratios: Vec::new(), spent: Vec::new() }
+    }
+
+    fn round(&mut self, row: &Row, plain: &Path) -> f64 {
+        let (base, _) = rate(row, plain, false);
+        let before = cpu(self.node.pid());
+        let (rate, count) = rate(row, &self.dir, true);
+        self.spent.push((cpu(self.node.pid()) - before) * 1e6 / count as f64);
+        self.ratios.push(rate / base);
+        base
+    }
+
+    fn range(&self) -> String {
+        let low = self.ratios.iter().copied().fold(f64::MAX, f64::min);
+        let high = self.ratios.iter().copied().fold(0.0, f64::max);
+        format!("{low:.2}–{high:.2}")
+    }
+}
+
+/// Operations a second of one round, and how many they were, the drain of the capture
+/// included: `-pos` is read, which answers when everything committed is in the change
+/// log.
+fn rate(row: &Row, dir: &Path, mounted: bool) -> (f64, u64) {
     let start = Instant::now();
     let count = (row.work)(dir);
     if mounted {
@@ -192,64 +238,84 @@ fn rate(row: &Row, dir: &Path, mounted: bool) -> f64 {
             std::fs::read(dir.join(format!("{name}-pos"))).expect("read the position");
         }
     }
-    count as f64 / start.elapsed().as_secs_f64()
+    (count as f64 / start.elapsed().as_secs_f64(), count)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The seconds of CPU that a process has used.
+fn cpu(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("read /proc/PID/stat");
+    let fields = text.rsplit(')').next().expect("fields after the name");
+    let ticks: u64 =
+        fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    ticks as f64 / 100.0
+}
+
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
 fn main() {
-    let rounds = std::env::var("LITEFS_BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let variable = |name: &str| std::env::var(name).ok();
+    let rounds = variable("LITEFS_BENCH_ROUNDS").and_then(|text| text.parse().ok()).unwrap_or(5);
     if !support::can_mount() {
         return;
     }
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let scratch = Scratch::new("bench");
     let plain = scratch.join("plain");
     std::fs::create_dir_all(&plain).expect("create the plain directory");
-    let start = |name: &str, passthrough: bool| -> (Node, PathBuf) {
-        let mut node = Node::new(
-            &scratch.join(name),
-            Settings { passthrough, sync_interval: "1s", log: "info", ..Settings::default() },
-        );
-        node.start();
-        let dir = node.mount();
-        (node, dir)
-    };
-    let (mut with, with_dir) = start("with", true);
-    let (mut without, without_dir) = start("without", false);
-    println!("| work | goal | ext4, 1/s | mount / ext4 | range | without passthrough | range |");
-    println!("|---|---|---|---|---|---|---|");
+    let mut sides = vec![Side::start(&scratch.join("with"), true, None)];
+    if variable("LITEFS_BENCH_WITHOUT").as_deref() != Some("0") {
+        sides.push(Side::start(&scratch.join("without"), false, None));
+    }
+    if let Some(other) = variable("LITEFS_BENCH_OTHER") {
+        sides.push(Side::start(&scratch.join("other"), true, Some(&other)));
+    }
+    println!("| work | goal | load | ext4, 1/s | mount / ext4, range, CPU µs | without passthrough … |");
+    println!("|---|---|---|---|---|---|");
     for row in table() {
-        for dir in [&plain, &with_dir, &without_dir] {
+        let dirs: Vec<PathBuf> =
+            [plain.clone()].into_iter().chain(sides.iter().map(|side| side.dir.clone())).collect();
+        if !wanted.is_empty() && !wanted.iter().any(|part| row.name.contains(part.as_str())) {
+            continue;
+        }
+        for dir in &dirs {
             (row.prepare)(dir);
             // Once outside the measurement: caches are warm, files are there.
             (row.work)(dir);
         }
-        let (mut base, mut on, mut off) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 1..=rounds {
-            let ext4 = rate(&row, &plain, false);
-            on.push(rate(&row, &with_dir, true) / ext4);
-            let again = rate(&row, &plain, false);
-            off.push(rate(&row, &without_dir, true) / again);
-            base.push(ext4);
+        let mut base = Vec::new();
+        for side in &mut sides {
+            (side.ratios, side.spent) = (Vec::new(), Vec::new());
         }
-        let range = |values: &[f64]| {
-            let low = values.iter().copied().fold(f64::MAX, f64::min);
-            let high = values.iter().copied().fold(0.0, f64::max);
-            format!("{low:.2}–{high:.2}")
+        let load = load();
+        for _ in 1..=rounds {
+            base.extend(sides.iter_mut().map(|side| side.round(&row, &plain)));
+        }
+        let reached = |side: &Side| if median(&side.ratios) >= row.goal { "" } else { " (missed)" };
+        let goal = if row.goal > 0.0 {
+            format!("≥ {:.1}{}", row.goal, reached(&sides[0]))
+        } else {
+            "–".to_owned()
         };
-        let (on_range, off_range) = (range(&on), range(&off));
-        println!(
-            "| {} | {} | {:.0} | **{:.2}** | {on_range} | {:.2} | {off_range} |",
-            row.name,
-            if row.goal > 0.0 { format!("≥ {:.1}", row.goal) } else { "–".to_owned() },
-            median(base),
-            median(on),
-            median(off),
-        );
+        let cells: Vec<String> = sides
+            .iter()
+            .map(|side| {
+                format!("**{:.2}**, {}, {:.1}", median(&side.ratios), side.range(), median(&side.spent))
+            })
+            .collect();
+        println!("| {} | {goal} | {load} | {:.0} | {} |", row.name, median(&base), cells.join(" | "));
     }
-    with.stop();
-    without.stop();
+    // What the archive lacks is not waited for.
+    for side in &mut sides {
+        side.node.kill();
+    }
 }
