@@ -23,6 +23,8 @@ const FETCH: u64 = 4 << 20;
 const GAP: u64 = 128 << 10;
 /// So many pages in memory are one piece of work.
 const PAGES: usize = 256;
+/// So many bytes of pages that follow each other are written at once.
+const RUN: usize = 1 << 20;
 /// Steps are read ahead up to so many bytes.
 const AHEAD: u64 = 64 << 20;
 
@@ -31,6 +33,13 @@ struct Work {
     ltx: Arc<Ltx>,
     /// Page, offset in the LTX, length: ascending and within `FETCH` of each other.
     frames: Vec<(Pgno, u64, u64)>,
+}
+
+/// Decoded pages that follow each other, on their way to the sink.
+#[derive(Default)]
+struct Buffers {
+    pages: Vec<u8>,
+    sums: Vec<PageSum>,
 }
 
 /// What the threads share.
@@ -221,13 +230,13 @@ impl Shared<'_> {
 
     fn work(&self, receiver: &Receiver<Work>) {
         let mut sum = Checksum::EMPTY;
-        let mut decoders = Decoders::default();
+        let (mut decoders, mut buffers) = (Decoders::default(), Buffers::default());
         // The queue is emptied even after a failure, so that the sender never waits.
         for work in receiver {
             if self.stop.load(Ordering::Relaxed) {
                 continue;
             }
-            match self.decode(&work, &mut decoders) {
+            match self.decode(&work, &mut decoders, &mut buffers) {
                 Ok(pages) => sum = xor(sum, pages),
                 Err(error) => self.fail(error),
             }
@@ -236,7 +245,12 @@ impl Shared<'_> {
         result.0 = xor(result.0, sum);
     }
 
-    fn decode(&self, work: &Work, decoders: &mut Decoders) -> Result<Checksum, ArchiveError> {
+    fn decode(
+        &self,
+        work: &Work,
+        decoders: &mut Decoders,
+        buffers: &mut Buffers,
+    ) -> Result<Checksum, ArchiveError> {
         let (Some(first), Some(last)) = (work.frames.first(), work.frames.last()) else {
             return Ok(Checksum::EMPTY);
         };
@@ -249,19 +263,27 @@ impl Shared<'_> {
             }
         };
         let decoder = decoders.of(&ltx.header);
-        let mut page = Vec::new();
+        let size = ltx.header.page_size.len();
         let mut sum = Checksum::EMPTY;
         let mut read = 0;
-        for &(pgno, offset, len) in &work.frames {
-            let frame = frame(&bytes, offset - base, len)
-                .ok_or_else(|| ArchiveError::damaged(&ltx.key, "it ends before its end"))?;
-            decoder.decode(pgno, frame, &mut page).map_err(ArchiveError::ltx(&ltx.key))?;
-            let page_sum = PageSum::of(pgno, &page);
-            sum = sum.toggle(page_sum);
-            read += len;
-            self.sink
-                .page(pgno, &page, page_sum)
-                .map_err(ArchiveError::local(format_args!("writing page {pgno} of the restored database")))?;
+        let mut rest: &[(Pgno, u64, u64)] = &work.frames;
+        while !rest.is_empty() {
+            let (run, after) = rest.split_at(run_len(rest, size));
+            rest = after;
+            buffers.pages.resize(run.len() * size, 0);
+            buffers.sums.clear();
+            for (&(pgno, offset, len), page) in run.iter().zip(buffers.pages.chunks_exact_mut(size)) {
+                let frame = frame(&bytes, offset - base, len)
+                    .ok_or_else(|| ArchiveError::damaged(&ltx.key, "it ends before its end"))?;
+                decoder.decode_into(pgno, frame, page).map_err(ArchiveError::ltx(&ltx.key))?;
+                let page_sum = PageSum::of(pgno, page);
+                sum = sum.toggle(page_sum);
+                buffers.sums.push(page_sum);
+                read += len;
+            }
+            let first = run.first().map_or(Pgno::FIRST, |first| first.0);
+            let attempt = format_args!("writing the restored database from page {first} on");
+            self.sink.run(first, &buffers.pages, &buffers.sums).map_err(ArchiveError::local(attempt))?;
         }
         let pages =
             self.pages.fetch_add(work.frames.len() as u64, Ordering::Relaxed) + work.frames.len() as u64;
@@ -273,6 +295,16 @@ impl Shared<'_> {
     }
 }
 
+/// How many of these frames, at least one, are of pages that follow each other.
+fn run_len(frames: &[(Pgno, u64, u64)], page_size: usize) -> usize {
+    let follow = frames.windows(2).take_while(|pair| match pair {
+        [(a, ..), (b, ..)] => b.get() - a.get() == 1,
+        _ => false,
+    });
+    let most = (RUN / page_size).max(1);
+    (follow.count() + 1).min(most).min(frames.len())
+}
+
 /// `len` bytes from `offset` on.
 pub(super) fn frame(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
     let begin = usize::try_from(offset).ok()?;
@@ -282,4 +314,21 @@ pub(super) fn frame(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
 /// The checksum of two sets of pages together.
 fn xor(a: Checksum, b: Checksum) -> Checksum {
     PageSum::from_stored(b.get()).map_or(a, |b| a.toggle(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_ends_where_a_page_is_missing_and_where_it_is_long() {
+        let frames = |pages: &[u32]| -> Vec<(Pgno, u64, u64)> {
+            pages.iter().map(|pgno| (Pgno::new(*pgno).expect("not zero"), 0, 0)).collect()
+        };
+        assert_eq!(run_len(&frames(&[3, 4, 5, 7, 8]), 4096), 3);
+        assert_eq!(run_len(&frames(&[7]), 4096), 1);
+        let long: Vec<u32> = (1..=1000).collect();
+        assert_eq!(run_len(&frames(&long), 4096), RUN / 4096);
+        assert_eq!(run_len(&frames(&long), 65536), RUN / 65536);
+    }
 }

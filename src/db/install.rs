@@ -13,7 +13,7 @@ use super::recover::remove_if_there;
 use super::saved::{Saved, sync_dir};
 use super::sums::Sums;
 use super::{Database, DbError, FileKind};
-use crate::words::{Checksum, PageSize, PageSum, Pgno, Pos};
+use crate::words::{Checksum, PageSize, PageSum, Pgno, Pos, start_writing};
 
 /// Where and how large a database will stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,6 +194,15 @@ impl Incoming<'_> {
     pub fn page(&self, pgno: Pgno, data: &[u8], sum: PageSum) -> io::Result<()> {
         self.file.write_all_at(data, self.goal.page_size.offset_of(pgno))?;
         self.sums.write_all_at(&sum.get().to_be_bytes(), u64::from(pgno.get() - 1) * 8)
+    }
+
+    /// Takes in pages that follow each other, from `first` on.
+    pub fn run(&self, first: Pgno, data: &[u8], sums: &[PageSum]) -> io::Result<()> {
+        let offset = self.goal.page_size.offset_of(first);
+        self.file.write_all_at(data, offset)?;
+        start_writing(&self.file, offset, data.len() as u64);
+        let sums: Vec<u8> = sums.iter().flat_map(|sum| sum.get().to_be_bytes()).collect();
+        self.sums.write_all_at(&sums, u64::from(first.get() - 1) * 8)
     }
 
     /// The database becomes what arrived. The caller has verified its checksum.

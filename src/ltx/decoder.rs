@@ -301,6 +301,20 @@ impl FrameDecoder {
         frame: &'a [u8],
         page: &mut Vec<u8>,
     ) -> Result<Payload<'a>, LtxError> {
+        page.resize(self.header.page_size.len(), 0);
+        self.decode_into(pgno, frame, page)
+    }
+
+    /// As `decode`, into `page`, which must be as long as a page.
+    ///
+    /// # Errors
+    /// As `decode`.
+    pub fn decode_into<'a>(
+        &mut self,
+        pgno: Pgno,
+        frame: &'a [u8],
+        page: &mut [u8],
+    ) -> Result<Payload<'a>, LtxError> {
         let damaged = |fault| LtxError::Damaged { offset: 0, fault };
         let Some((head, rest)) = frame.split_first_chunk::<LEGACY_FRAME_HEADER_LEN>() else {
             return Err(damaged(Fault::Truncated));
@@ -320,7 +334,6 @@ impl FrameDecoder {
             }
             bytes
         };
-        page.resize(self.header.page_size.len(), 0);
         if !self.decompressor.decompress(packing, bytes, page) {
             return Err(damaged(Fault::Payload(number)));
         }

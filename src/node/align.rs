@@ -173,6 +173,10 @@ impl PageSink for Whole<'_> {
     fn page(&self, pgno: Pgno, data: &[u8], sum: PageSum) -> std::io::Result<()> {
         self.0.page(pgno, data, sum)
     }
+
+    fn run(&self, first: Pgno, data: &[u8], sums: &[PageSum]) -> std::io::Result<()> {
+        self.0.run(first, data, sums)
+    }
 }
 
 struct Delta<'a>(Applying<'a>);
