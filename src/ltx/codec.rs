@@ -1,6 +1,7 @@
 //! Compressing and decompressing one page. Contexts are kept from page to page:
 //! setting one up costs more than compressing a page. Must not know frames.
 
+use std::cell::Cell;
 use std::io::Read;
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
@@ -59,10 +60,29 @@ pub(super) fn longest_payload(page_size: PageSize) -> u64 {
     u64::from(page_size.get()) + u64::from(page_size.get()) / 128 + 128
 }
 
+type Context = Box<zstd::bulk::Compressor<'static>>;
+
+thread_local! {
+    /// The zstd context that this thread used last, with its level: change sets of a
+    /// page or two follow each other by the thousand.
+    static KEPT: Cell<Option<(i32, Context)>> = const { Cell::new(None) };
+}
+
 /// Compresses pages.
 pub(super) enum Compressor {
     Lz4 { table: Box<CompressTable>, out: Vec<u8> },
-    Zstd { context: Box<zstd::bulk::Compressor<'static>>, out: Vec<u8> },
+    Zstd { level: i32, context: Option<Context>, out: Vec<u8> },
+}
+
+impl Drop for Compressor {
+    fn drop(&mut self) {
+        if let Compressor::Zstd { level, context, .. } = self
+            && let Some(context) = context.take()
+        {
+            // A thread that ends has no use for it.
+            let _ = KEPT.try_with(|kept| kept.set(Some((*level, context))));
+        }
+    }
 }
 
 impl Compressor {
@@ -73,7 +93,11 @@ impl Compressor {
                 out: vec![0; get_maximum_output_size(page_size.len())],
             }),
             Codec::Zstd { level } => Ok(Compressor::Zstd {
-                context: Box::new(zstd::bulk::Compressor::new(level).map_err(|e| failed(&e))?),
+                level,
+                context: Some(match KEPT.take().filter(|(kept, _)| *kept == level) {
+                    Some((_, context)) => context,
+                    None => Box::new(zstd::bulk::Compressor::new(level).map_err(|e| failed(&e))?),
+                }),
                 out: Vec::with_capacity(zstd::zstd_safe::compress_bound(page_size.len())),
             }),
         }
@@ -86,7 +110,8 @@ impl Compressor {
                 let len = compress_into_with_table(page, out, table).map_err(|e| failed(&e))?;
                 out.get(..len).ok_or_else(|| failed(&"impossible length"))
             }
-            Compressor::Zstd { context, out } => {
+            Compressor::Zstd { context, out, .. } => {
+                let context = context.as_mut().ok_or_else(|| failed(&"no context"))?;
                 context.compress_to_buffer(page, out).map_err(|e| failed(&e))?;
                 Ok(out)
             }
