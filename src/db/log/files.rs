@@ -1,7 +1,7 @@
 //! The files of the log: appending, rotation, spills, removal. Must not decide what
 //! may be removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -16,7 +16,16 @@ use super::scan::Scanned;
 use super::stored::{StoredChange, read_stored};
 use super::sync::Durable;
 use super::{LogError, Place};
-use crate::words::Faults;
+use crate::words::{Faults, start_writing};
+
+/// So many bytes of zeros at once.
+const ROOM: u64 = 512 << 10;
+
+/// The disk is told to begin with so many bytes, so that an fsync finds little to do.
+const START_AT: u64 = 1 << 20;
+
+/// So many files may be left before they are durable.
+const MOST_LEFT: usize = 4;
 
 /// How the log behaves.
 #[derive(Clone, Debug)]
@@ -47,6 +56,12 @@ struct Writer {
     file: Arc<File>,
     number: u64,
     len: u64,
+    /// Up to here the file has been written, beyond `len` with zeros.
+    zeroed: u64,
+    /// Up to here the disk was told to begin.
+    started: u64,
+    /// Files that were left before they were durable, oldest first, and their ends.
+    left: VecDeque<(Arc<File>, Place)>,
     /// Files kept open for reading, the one in use among them.
     files: BTreeMap<u64, u64>,
     next_spill: u64,
@@ -73,7 +88,16 @@ impl ChangeLog {
         sync_dir(dir)?;
         let mut files = scanned.files.clone();
         files.insert(number, len);
-        let writer = Writer { file: Arc::new(file), number, len, files, next_spill: scanned.next_spill };
+        let writer = Writer {
+            file: Arc::new(file),
+            number,
+            len,
+            zeroed: len,
+            started: len,
+            left: VecDeque::new(),
+            files,
+            next_spill: scanned.next_spill,
+        };
         let log = ChangeLog {
             dir: dir.to_owned(),
             options,
@@ -101,18 +125,32 @@ impl ChangeLog {
         if let Err(error) = writer.file.write_all_at(&batch.bytes, start) {
             // What was written in part would be a torn record in the middle.
             let _ = writer.file.set_len(start);
+            writer.zeroed = start;
             return Err(LogError::io("append to", file_path(&self.dir, writer.number))(error));
         }
         writer.len += batch.bytes.len() as u64;
+        writer.zeroed = writer.zeroed.max(writer.len);
         let (number, len) = (writer.number, writer.len);
         writer.files.insert(number, len);
+        if len - writer.started >= START_AT {
+            writer.start();
+        }
         Ok(batch.starts.iter().map(|at| Place { file: number, offset: start + *at as u64 }).collect())
     }
 
     fn rotate(&self, writer: &mut Writer) -> Result<(), LogError> {
         let old = file_path(&self.dir, writer.number);
-        let written = Place { file: writer.number, offset: writer.len };
-        self.durable.sync(&writer.file, written).map_err(LogError::io("sync", &old))?;
+        // In a file that is not the last, zeros after the records would be damage.
+        writer.file.set_len(writer.len).map_err(LogError::io("cut", &old))?;
+        // Not made durable now: nobody may have asked for that. But one by one, so that
+        // not all of them are open for ever.
+        while writer.left.len() >= MOST_LEFT {
+            let Some((file, end)) = writer.left.front() else { break };
+            self.durable.sync(file, *end).map_err(LogError::io("sync", &old))?;
+            writer.left.pop_front();
+        }
+        let end = Place { file: writer.number, offset: writer.len };
+        writer.left.push_back((Arc::clone(&writer.file), end));
         let number = writer.number + 1;
         let path = file_path(&self.dir, number);
         let file = OpenOptions::new()
@@ -125,9 +163,8 @@ impl ChangeLog {
         sync_dir(&self.dir)?;
         writer.file = Arc::new(file);
         writer.number = number;
-        writer.len = 0;
+        (writer.len, writer.zeroed, writer.started) = (0, 0, 0);
         writer.files.insert(number, 0);
-        self.durable.reached(Place { file: number, offset: 0 });
         Ok(())
     }
 
@@ -139,15 +176,40 @@ impl ChangeLog {
 
     /// Returns once everything that was appended before the call is durable.
     pub fn sync(&self) -> Result<(), LogError> {
-        let upto = self.end();
+        let upto = self.make_room();
         let path = file_path(&self.dir, upto.file);
         self.options.faults.pass("log.sync").map_err(LogError::io("sync", &path))?;
-        self.durable
-            .wait(upto, || {
-                let writer = self.writer();
-                (Arc::clone(&writer.file), Place { file: writer.number, offset: writer.len })
-            })
-            .map_err(LogError::io("sync", path))
+        self.durable.wait(upto, || self.writer().unsynced(upto)).map_err(LogError::io("sync", path))?;
+        let mut writer = self.writer();
+        while writer.left.front().is_some_and(|(_, end)| *end <= upto) {
+            writer.left.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Has the disk begin with what was appended.
+    pub fn start_sync(&self) {
+        self.writer().start();
+    }
+
+    /// Writes zeros after the end where there are few, and gives the end. An fsync of
+    /// records that replace them writes no inode: 160 µs in place of 250 µs. Only who
+    /// syncs pays for it.
+    fn make_room(&self) -> Place {
+        let mut writer = self.writer();
+        let end = Place { file: writer.number, offset: writer.len };
+        if writer.zeroed < writer.len + ROOM / 8 && writer.len < self.options.rotate_at {
+            let zeros = vec![0; ROOM as usize];
+            // On a full disk there will be none; the next append tells.
+            match writer.file.write_all_at(&zeros, writer.zeroed) {
+                Ok(()) => writer.zeroed += ROOM,
+                Err(_) => {
+                    let _ = writer.file.set_len(writer.len);
+                    writer.zeroed = writer.len;
+                }
+            }
+        }
+        end
     }
 
     /// A change set, to read its pages from.
@@ -213,6 +275,23 @@ impl ChangeLog {
     }
 }
 
+impl Writer {
+    /// Has the disk begin with what it has not been told of yet.
+    fn start(&mut self) {
+        if self.len > self.started {
+            start_writing(&self.file, self.started, self.len - self.started);
+            self.started = self.len;
+        }
+    }
+
+    /// What has to be made durable so that everything before `upto` is.
+    fn unsynced(&self, upto: Place) -> Vec<(Arc<File>, Place)> {
+        let left = self.left.iter().cloned();
+        let current = (Arc::clone(&self.file), Place { file: self.number, offset: self.len });
+        left.chain([current]).filter(|(_, end)| end.file <= upto.file).collect()
+    }
+}
+
 /// The pages of one large change, on their way to a file of their own. Removed on
 /// drop unless finished.
 pub struct SpillWriter {
@@ -264,4 +343,57 @@ pub(super) fn file_path(dir: &Path, number: u64) -> PathBuf {
 
 pub(super) fn spill_path(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("{id:016x}.spill"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::words::{DbName, Pos};
+
+    fn batch() -> Batch {
+        let mut batch = Batch::new();
+        batch.commit(&DbName::new("a.db").expect("a name"), Pos::ZERO);
+        batch
+    }
+
+    fn len(path: &Path) -> u64 {
+        fs::metadata(path).expect("stat").len()
+    }
+
+    #[test]
+    fn zeros_after_the_last_record_are_no_damage_and_go_at_the_next_open() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = file_path(dir.path(), 1);
+        let (log, _) = ChangeLog::open(dir.path(), LogOptions::default(), 0).expect("open");
+        let places = log.append(&batch()).expect("append");
+        log.sync().expect("sync");
+        assert!(len(&path) >= ROOM);
+        let second = log.append(&batch()).expect("append");
+        let end = log.end();
+        drop(log);
+        let (log, scanned) = ChangeLog::open(dir.path(), LogOptions::default(), 0).expect("open");
+        assert_eq!((log.end(), scanned.end), (end, end.offset));
+        assert_eq!(len(&path), end.offset);
+        assert!(places[0] < second[0]);
+    }
+
+    #[test]
+    fn a_file_that_is_left_ends_with_its_last_record_and_is_made_durable_when_asked() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = LogOptions { rotate_at: 1, faults: Faults::none() };
+        let (log, _) = ChangeLog::open(dir.path(), options.clone(), 0).expect("open");
+        for _ in 0..2 * MOST_LEFT {
+            log.append(&batch()).expect("append");
+            assert!(log.writer().left.len() <= MOST_LEFT);
+        }
+        let end = log.end();
+        let unsynced = log.writer().unsynced(end);
+        assert!(unsynced.len() > 1);
+        log.sync().expect("sync");
+        assert!(log.writer().left.is_empty());
+        drop(log);
+        let (log, scanned) = ChangeLog::open(dir.path(), options, 0).expect("no zeros in the middle");
+        assert_eq!(scanned.files.len(), 2 * MOST_LEFT);
+        drop(log);
+    }
 }
