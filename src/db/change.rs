@@ -5,7 +5,7 @@
 use super::log::{Batch, ChangeMeta, Kind, SpillWriter, WalEnd};
 use super::sums::Sums;
 use super::{DbError, Shared};
-use crate::words::{Checksum, DbName, PageSize, PageSum, Pgno, Pos, Timestamp};
+use crate::words::{Checksum, DbName, PageSize, PageSum, Pgno, Pos, Timestamp, Txid};
 
 /// Page contents beyond this many bytes go into a file of their own.
 const SPILL_AT: usize = 16 << 20;
@@ -97,10 +97,21 @@ impl<'a> Builder<'a> {
 
     /// The change set; `pages_before` is the size before. `None` if nothing changed.
     pub fn finish(self, facts: Facts, pages_before: u32) -> Result<Option<Change>, DbError> {
+        self.finish_several(facts, 1, pages_before)
+    }
+
+    /// As `finish`, of so many transactions together.
+    pub fn finish_several(
+        self,
+        facts: Facts,
+        transactions: u64,
+        pages_before: u32,
+    ) -> Result<Option<Change>, DbError> {
         if self.pages.is_empty() && facts.commit == pages_before {
             return Ok(None);
         }
-        let post = Pos { txid: facts.pre.txid.next(), checksum: self.checksum };
+        let txid = Txid::new(facts.pre.txid.get() + transactions);
+        let post = Pos { txid, checksum: self.checksum };
         self.build(facts, pages_before, post).map(|(change, _)| Some(change))
     }
 }
@@ -112,6 +123,11 @@ impl Change {
             Some(spill) => batch.spilled(kind, &self.meta, &self.pages, spill),
             None => batch.change(kind, &self.meta, &self.pages, &[&self.data]),
         }
+    }
+
+    /// Lets go of page contents that are encoded.
+    pub fn forget_data(&mut self) {
+        self.data = Vec::new();
     }
 
     /// Enters the new checksums into the table. `afresh`: every page changed.

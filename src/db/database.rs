@@ -281,7 +281,7 @@ impl Database {
     /// tells of it.
     pub(super) fn enter(&self, state: &mut State, change: &Change, place: Place, afresh: bool) {
         self.enter_change(state, change, place, afresh);
-        state.captured += 1;
+        state.captured += change.meta.post.txid.get() - change.meta.pre.txid.get();
         self.shared.listener.committed(Committed {
             place,
             meta: change.meta.clone(),

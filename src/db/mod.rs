@@ -11,6 +11,7 @@ mod dirty;
 mod error;
 mod fence;
 mod files;
+mod group;
 mod image;
 mod install;
 mod log;

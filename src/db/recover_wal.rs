@@ -11,7 +11,7 @@ use super::log::WalEnd;
 use super::recover::remove_if_there;
 use super::wal::WalTrack;
 use super::{Database, DbError, FileKind};
-use crate::sqlite::wal::{Authority, Cursor, WalHeader, next_transaction};
+use crate::sqlite::wal::{Authority, Cursor, WalHeader};
 use crate::words::{PageSum, Pgno};
 
 /// A WAL that was left, with what is known of it.
@@ -54,21 +54,10 @@ impl Database {
         let Some(start) = wal.start else { return Ok(()) };
         self.restate(state, wal.header.page_size)?;
         state.wal = Some(WalTrack::new(wal.header, start, state.pages));
-        self.capture_chain(state, &wal.file, &wal.header)?;
+        self.capture_new(state, &wal.file, &wal.header, Authority::Chain)?;
         let frames = state.wal.take().map_or(0, |track| track.end.frames);
         if frames > wal.known {
             self.copy_frames(state, &wal, frames)?;
-        }
-        Ok(())
-    }
-
-    fn capture_chain(&self, state: &mut State, file: &File, header: &WalHeader) -> Result<(), DbError> {
-        while let Some(track) = &state.wal {
-            let next = next_transaction(file, header, track.end, Authority::Chain);
-            match next.map_err(|error| self.wal_error(error))? {
-                Some(transaction) => self.capture_transaction(state, file, &transaction)?,
-                None => break,
-            }
         }
         Ok(())
     }

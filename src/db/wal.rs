@@ -11,13 +11,14 @@ use std::sync::atomic::Ordering;
 
 use super::change::{Builder, Change, Facts};
 use super::database::{State, old_sum};
-use super::log::WalEnd;
+use super::group::{ALONE, Built, Group, Merged, SCRATCH, Scratch, holes};
+use super::log::{Batch, WalEnd};
 use super::{Captured, Database, DbError, FileKind, Place, WalIndex};
 use crate::sqlite::wal::{
-    Authority, Cursor, FRAME_HEADER_LEN, FrameHeader, Transaction, WalError, WalHeader, next_transaction,
+    Authority, Cursor, FRAME_HEADER_LEN, FrameHeader, Frames, Transaction, WalError, WalHeader,
 };
 use crate::sqlite::{ReadAt, wal_index};
-use crate::words::{PageSize, Pgno};
+use crate::words::Pgno;
 
 /// One generation of a WAL (between two restarts) as far as it was captured.
 pub(super) struct WalTrack {
@@ -35,10 +36,17 @@ pub(super) struct WalTrack {
 }
 
 /// A captured transaction: its last frame, the size after it, its pages.
-struct Captive {
+pub(super) struct Captive {
     end: u32,
     commit: u32,
     pages: Vec<u32>,
+}
+
+impl Captive {
+    pub fn of(transaction: &Transaction) -> Captive {
+        let pages = transaction.pages.iter().map(|(pgno, _)| pgno.get()).collect();
+        Captive { end: transaction.end.frames, commit: transaction.commit, pages }
+    }
 }
 
 /// What the mount said before a capture.
@@ -77,6 +85,13 @@ impl WalTrack {
     pub fn captured(&mut self, transaction: &Transaction) {
         let pages = transaction.pages.iter().map(|(pgno, _)| pgno.get()).collect();
         self.note(transaction.end, transaction.commit, pages);
+    }
+
+    /// Notes transactions that were captured, the last of which ends at `end`.
+    pub fn captured_together(&mut self, end: Cursor, captives: Vec<Captive>) {
+        self.end = end;
+        self.pages.extend(captives.iter().flat_map(|captive| captive.pages.iter().copied()));
+        self.transactions.extend(captives);
     }
 
     /// Notes a transaction that the daemon appended.
@@ -212,14 +227,7 @@ impl Database {
             Authority::Index(frames) => self.note_published(state, frames),
             Authority::Chain => {}
         }
-        while let Some(track) = &state.wal {
-            let next = next_transaction(&*file, &header, track.end, authority);
-            match next.map_err(|error| self.wal_error(error))? {
-                Some(transaction) => self.capture_transaction(state, &file, &transaction)?,
-                None => break,
-            }
-        }
-        Ok(())
+        self.capture_new(state, &file, &header, authority)
     }
 
     pub(super) fn wal_error(&self, error: WalError) -> DbError {
@@ -231,18 +239,90 @@ impl Database {
         }
     }
 
-    pub(super) fn capture_transaction(
+    /// Captures what is committed in the WAL after what was captured.
+    pub(super) fn capture_new(
         &self,
         state: &mut State,
         file: &File,
-        transaction: &Transaction,
+        header: &WalHeader,
+        authority: Authority,
     ) -> Result<(), DbError> {
-        if let Some(change) = self.build_frames(state, file, transaction)? {
-            self.commit_change(state, &change, false)?;
+        let Some(track) = &state.wal else { return Ok(()) };
+        let mut scratch = SCRATCH.take();
+        let mut frames = Frames::new(file, header, std::mem::take(&mut scratch.frames));
+        let mut group = Group::new(track.end, state.pos, state.pages, std::mem::take(&mut scratch.batch));
+        let captured = self.capture_groups(state, file, &mut frames, authority, &mut group);
+        scratch = Scratch { frames: frames.into_buffer(), batch: group.batch };
+        SCRATCH.set(scratch);
+        captured
+    }
+
+    fn capture_groups(
+        &self,
+        state: &mut State,
+        file: &File,
+        frames: &mut Frames<'_, File>,
+        authority: Authority,
+        group: &mut Group,
+    ) -> Result<(), DbError> {
+        let size = frames.header().page_size;
+        let (mut found, mut end) = (0, group.end);
+        let mut waiting: Option<Merged> = None;
+        let failed = loop {
+            let next = match frames.next(end, authority) {
+                Ok(Some(next)) => next,
+                Ok(None) => break None,
+                Err(error) => break Some(self.wal_error(error)),
+            };
+            end = next.end;
+            found += 1;
+            let next = match &mut waiting {
+                Some(before) if found > ALONE => before.add(next, size),
+                _ => Some(next),
+            };
+            if let Some(next) = next
+                && let Some(before) = waiting.replace(Merged::new(next))
+            {
+                self.add_to_group(state, file, frames, before, group)?;
+            }
+        };
+        // What was found before a failure is as good as without it.
+        if let Some(before) = waiting {
+            self.add_to_group(state, file, frames, before, group)?;
         }
-        if let Some(track) = &mut state.wal {
-            track.captured(transaction);
+        self.append_group(state, group)?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Builds a change set; appends the group where it is full, or after a failure, which
+    /// what was built before does not share.
+    fn add_to_group(
+        &self,
+        state: &mut State,
+        file: &File,
+        frames: &Frames<'_, File>,
+        merged: Merged,
+        group: &mut Group,
+    ) -> Result<(), DbError> {
+        let built = self.build_transaction(state, file, frames, merged, group);
+        if group.is_full() || built.is_err() {
+            self.append_group(state, group)?;
         }
+        built
+    }
+
+    /// Adds what becomes one change set to the group.
+    fn build_transaction(
+        &self,
+        state: &mut State,
+        file: &File,
+        frames: &Frames<'_, File>,
+        merged: Merged,
+        group: &mut Group,
+    ) -> Result<(), DbError> {
+        let transactions = merged.captives.len() as u64;
+        let change = self.build_change(state, file, frames, (&merged.transaction, transactions), group)?;
+        group.add(merged, change);
         Ok(())
     }
 
@@ -253,13 +333,31 @@ impl Database {
         file: &File,
         transaction: &Transaction,
     ) -> Result<Option<Change>, DbError> {
-        let path = self.path(FileKind::Wal);
-        self.shared.faults.pass("capture.wal").map_err(DbError::io("capture", &path))?;
+        let Some((header, end)) = state.wal.as_ref().map(|track| (track.header, track.end)) else {
+            return Ok(None);
+        };
+        let frames = Frames::new(file, &header, Vec::new());
+        let group = Group::new(end, state.pos, state.pages, Batch::new());
+        self.build_change(state, file, &frames, (transaction, 1), &group)
+    }
+
+    /// The change set of so many transactions, after those of the group; `None` if they
+    /// change nothing.
+    fn build_change(
+        &self,
+        state: &mut State,
+        file: &File,
+        frames: &Frames<'_, File>,
+        (transaction, transactions): (&Transaction, u64),
+        group: &Group,
+    ) -> Result<Option<Change>, DbError> {
+        let path = || self.path(FileKind::Wal);
+        self.shared.faults.pass("capture.wal").map_err(|error| DbError::io("capture", path())(error))?;
         let Some(track) = &state.wal else { return Ok(None) };
         let (header, size) = (track.header, track.header.page_size);
-        let mut builder = Builder::new(&self.shared, state.pos.checksum, size);
-        let mut page = vec![0; size.len()];
-        let holes = self.holes(state, transaction, size);
+        let mut builder = Builder::new(&self.shared, group.pos.checksum, size);
+        let mut page = Vec::new();
+        let holes = holes(group.pages, transaction, size);
         let mut all: Vec<(Pgno, Option<u64>)> =
             transaction.pages.iter().map(|(pgno, offset)| (*pgno, Some(*offset))).collect();
         if !holes.is_empty() {
@@ -267,49 +365,57 @@ impl Database {
             all.sort_unstable();
         }
         for (pgno, offset) in all {
-            let old = old_sum(&state.sums, pgno, || self.paths.sums())?;
-            match offset {
-                Some(offset) => file.read_exact_at(&mut page, offset).map_err(DbError::io("read", &path))?,
+            let old = group.old_sum(&state.sums, pgno, || self.paths.sums())?;
+            let content = match offset.map(|offset| (offset, frames.page(offset))) {
+                Some((_, Some(content))) => content,
+                Some((offset, None)) => {
+                    page.resize(size.len(), 0);
+                    file.read_exact_at(&mut page, offset)
+                        .map_err(|error| DbError::io("read", path())(error))?;
+                    &page
+                }
                 None => {
+                    page.resize(size.len(), 0);
                     let database = self.database_file(state)?;
                     Self::read_page(&database, size, pgno, &mut page)
                         .map_err(DbError::io("read", self.path(FileKind::Database)))?;
+                    &page
                 }
-            }
-            builder.page(pgno, old, &page)?;
+            };
+            builder.page(pgno, old, content)?;
         }
-        for pgno in (transaction.commit.saturating_add(1)..=state.pages).filter_map(Pgno::new) {
-            builder.remove(old_sum(&state.sums, pgno, || self.paths.sums())?);
+        for pgno in (transaction.commit.saturating_add(1)..=group.pages).filter_map(Pgno::new) {
+            builder.remove(group.old_sum(&state.sums, pgno, || self.paths.sums())?);
         }
         let end = transaction.end;
         let facts = Facts {
             db: self.name.clone(),
-            pre: state.pos,
+            pre: group.pos,
             commit: transaction.commit,
             timestamp: self.shared.clock.now(),
             wal: Some(WalEnd { salt: header.salt, frame: end.frames, sum: end.sum }),
             journal: 0,
         };
-        builder.finish(facts, state.pages)
+        builder.finish_several(facts, transactions, group.pages)
     }
 
-    /// Pages by which the database grew without a frame: SQLite writes no new page
-    /// that is free again at the commit.
-    fn holes(&self, state: &State, transaction: &Transaction, size: PageSize) -> Vec<Pgno> {
-        if transaction.commit <= state.pages {
-            return Vec::new();
+    /// Appends the group's change sets to the log, in one write, and enters them.
+    fn append_group(&self, state: &mut State, group: &mut Group) -> Result<(), DbError> {
+        let built = std::mem::take(&mut group.built);
+        let appended =
+            if group.batch.is_empty() { Ok(Vec::new()) } else { self.shared.log.append(&group.batch) };
+        group.batch.clear();
+        group.sums.clear();
+        let mut places = appended?.into_iter();
+        for Built { merged, change } in built {
+            if let Some(change) = change {
+                self.enter(state, &change, places.next().unwrap_or_default(), false);
+            }
+            if let Some(track) = &mut state.wal {
+                track.captured_together(merged.transaction.end, merged.captives);
+            }
         }
-        let grown = transaction.commit - state.pages;
-        let present = transaction.pages.iter().filter(|(pgno, _)| pgno.get() > state.pages).count();
-        if present as u64 == u64::from(grown) {
-            return Vec::new();
-        }
-        let there: HashSet<u32> = transaction.pages.iter().map(|(pgno, _)| pgno.get()).collect();
-        (state.pages + 1..=transaction.commit)
-            .filter(|pgno| !there.contains(pgno))
-            .filter_map(Pgno::new)
-            .filter(|pgno| *pgno != size.lock_page())
-            .collect()
+        Ok(())
     }
 
     /// SQLite's own recovery may publish fewer frames than were committed before (a

@@ -3,8 +3,8 @@
 //! databases. An event says only "look": events merge and come before the commit is
 //! published, so after one the thread looks until the database is settled, backing off
 //! from 50 µs to 5 ms; without events it sleeps. After a look it lets events gather for
-//! a millisecond: under a steady load one look then captures many commits, and the
-//! writer is not interrupted at each.
+//! a while, longer as long as they keep coming: under a steady load one look then
+//! captures many commits, and the writers are not interrupted at each.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -26,8 +26,12 @@ use crate::db::{Captured, Database, FileKind};
 const SOON: Duration = Duration::from_micros(50);
 const LATE: Duration = Duration::from_millis(5);
 
-/// How long events gather after a look.
+/// How long events gather after a look, at first and under a steady load.
 const GATHER: Duration = Duration::from_millis(1);
+const GATHER_LONG: Duration = Duration::from_millis(4);
+
+/// A file that is looked at again so soon is under a steady load.
+const STEADY: Duration = Duration::from_millis(10);
 
 /// How old a journal must be to be watched. In DELETE mode it is gone by then, and its
 /// end is an unlink that the daemon sees anyway.
@@ -133,6 +137,10 @@ struct Watched {
     file: Option<File>,
     /// When to look again, and how long the next pause is.
     due: Option<Due>,
+    /// When it was looked at last.
+    looked: Option<Instant>,
+    /// Its events keep coming.
+    steady: bool,
     /// The last failure, so that it is logged once.
     failure: Option<String>,
 }
@@ -141,6 +149,13 @@ struct Watched {
 struct Due {
     at: Instant,
     pause: Duration,
+}
+
+/// What there is to do.
+struct Woken {
+    orders: bool,
+    events: bool,
+    own: bool,
 }
 
 struct Worker {
@@ -158,14 +173,14 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         loop {
-            self.wait();
-            if self.gather_until.is_none() {
+            let woken = self.wait();
+            if woken.events {
                 self.read_events();
             }
-            if !self.read_orders() {
+            if woken.orders && !self.read_orders() {
                 return;
             }
-            if !self.own_closed {
+            if woken.own {
                 self.own_closed = !self.own.receive();
             }
             self.take_young();
@@ -174,33 +189,38 @@ impl Worker {
     }
 
     /// Sleeps until there is something to do; without a timeout where nothing is due.
-    fn wait(&mut self) {
+    fn wait(&mut self) -> Woken {
         let due = self.files.values().filter_map(|file| file.due.map(|due| due.at));
         let due = due.chain(self.young_at).chain(self.gather_until).min();
         let timeout = due.map(|at| {
             let left = at.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: i64::from(left.subsec_nanos()) }
         });
-        let mut fds = vec![PollFd::new(&self.watch.wake, PollFlags::IN)];
-        if self.gather_until.is_none() {
-            fds.push(PollFd::new(&self.events, PollFlags::IN));
+        // What is not asked for is not waited for; errors and ends come all the same.
+        let asked = |yes| if yes { PollFlags::IN } else { PollFlags::empty() };
+        let mut fds = [
+            PollFd::new(&self.watch.wake, PollFlags::IN),
+            PollFd::new(&self.events, asked(self.gather_until.is_none())),
+            PollFd::from_borrowed_fd(self.own.inbox(), PollFlags::IN),
+        ];
+        let used = if self.own_closed { 2 } else { 3 };
+        let ready = rustix::event::poll(&mut fds[..used], timeout.as_ref());
+        if let Err(error) = ready
+            && error != rustix::io::Errno::INTR
+        {
+            tracing::error!("cannot wait for events of WAL files: {error}");
         }
-        if !self.own_closed {
-            fds.push(PollFd::from_borrowed_fd(self.own.inbox(), PollFlags::IN));
-        }
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => tracing::error!("cannot wait for events of WAL files: {error}"),
-        }
-        if self.gather_until.is_some_and(|until| until <= Instant::now()) {
-            self.gather_until = None;
-        }
+        let [orders, events, own] = fds.map(|fd| ready.is_ok() && !fd.revents().is_empty());
+        // What gathered is due now.
+        let gathered = self.gather_until.take_if(|until| *until <= Instant::now()).is_some();
+        Woken { orders, events: events || gathered, own: own && !self.own_closed }
     }
 
     fn read_events(&mut self) {
         let mut space = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(self.events.as_fd(), &mut space);
-        let now = Some(Due { at: Instant::now(), pause: SOON });
+        let at = Instant::now();
+        let now = Some(Due { at, pause: SOON });
         loop {
             match reader.next() {
                 Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
@@ -211,9 +231,10 @@ impl Worker {
                 }
                 Ok(event) => {
                     let file = self.by_number.get(&event.wd()).and_then(|ino| self.files.get_mut(ino));
-                    if let Some(file) = file {
-                        // One that is due already is at work for long.
-                        file.due = file.due.or(now);
+                    // One that is due already is at work for long.
+                    if let Some(file) = file.filter(|file| file.due.is_none()) {
+                        file.due = now;
+                        file.steady = file.looked.is_some_and(|looked| at.duration_since(looked) < STEADY);
                     }
                 }
                 Err(rustix::io::Errno::INTR) => {}
@@ -288,7 +309,7 @@ impl Worker {
         }
         self.by_number.insert(number, ino);
         let due = Some(Due { at: Instant::now(), pause: SOON });
-        self.files.insert(ino, Watched { db, number, file, due, failure: None });
+        self.files.insert(ino, Watched { db, number, file, due, looked: None, steady: false, failure: None });
     }
 
     /// Looks a last time at a file that nobody has open any more.
@@ -306,11 +327,16 @@ impl Worker {
         let now = Instant::now();
         for file in self.files.values_mut() {
             let Some(due) = file.due.filter(|due| due.at <= now) else { continue };
-            self.gather_until = Some(now + GATHER);
+            file.looked = Some(now);
+            let gather = if file.steady { GATHER_LONG } else { GATHER };
+            self.gather_until = self.gather_until.max(Some(now + gather));
             file.due = match file.look() {
                 Captured::Settled => None,
                 Captured::Again => {
-                    Some(Due { at: Instant::now() + due.pause, pause: (due.pause * 2).min(LATE) })
+                    // Under a steady load a writer is at work most of the time: what it is
+                    // about to publish is seen with what comes after.
+                    let pause = if file.steady { due.pause.max(GATHER_LONG) } else { due.pause };
+                    Some(Due { at: Instant::now() + pause, pause: (due.pause * 2).min(LATE) })
                 }
             };
         }

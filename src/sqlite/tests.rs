@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::freelist::{self, FreelistError};
 use super::header::{Header, JournalMode, is_database};
 use super::journal::{self, Playback};
-use super::wal::{Authority, Transaction, WalError, WalHeader, next_transaction};
+use super::wal::{Authority, Frames, Transaction, WalError, WalHeader, next_transaction};
 use super::wal_index::{self, Unusable, WalIndex};
 use crate::words::{PageSize, Pgno};
 
@@ -308,6 +308,36 @@ fn applying_a_wals_transactions_gives_what_a_checkpoint_gives() {
         }
         db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").expect("checkpoints");
         assert!(fs::read(&path).expect("reads") == database, "{page_size}");
+    }
+}
+
+#[test]
+fn one_reader_finds_every_transaction_and_keeps_the_pages_it_read_last() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("db");
+    let (_db, _) = wal_database(&path, 1024);
+    let (_, wal, shm) = read_all(&path);
+    let header = WalHeader::parse(&wal).expect("a wal");
+    let index = Authority::Index(WalIndex::parse(&shm).expect("a wal-index").frames);
+    let expected = transactions(&wal, Authority::Chain).expect("memory");
+    let mut buffer = Vec::new();
+    for authority in [Authority::Chain, index] {
+        let mut frames = Frames::new(wal.as_slice(), &header, buffer);
+        let (mut cursor, mut found, mut kept) = (header.start(), Vec::new(), 0);
+        while let Some(transaction) = frames.next(cursor, authority).expect("memory") {
+            for (_, offset) in &transaction.pages {
+                let from = *offset as usize;
+                if let Some(page) = frames.page(*offset) {
+                    assert!(page == &wal[from..from + 1024]);
+                    kept += 1;
+                }
+            }
+            cursor = transaction.end;
+            found.push(transaction);
+        }
+        assert_eq!(found, expected);
+        assert!(kept > 0);
+        buffer = frames.into_buffer();
     }
 }
 

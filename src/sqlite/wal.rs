@@ -24,7 +24,7 @@ const MAGIC: u32 = 0x377f_0682;
 const VERSION: u32 = 3_007_000;
 
 /// Read at once while scanning.
-const CHUNK: usize = 256 * 1024;
+const CHUNK: usize = 128 * 1024;
 
 /// The header of a WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,45 +242,7 @@ pub fn next_transaction(
     from: Cursor,
     authority: Authority,
 ) -> Result<Option<Transaction>, WalError> {
-    let mut scan = Scan { wal, header, buffer: Vec::new(), at: 0 };
-    let mut cursor = from;
-    let (mut pages, mut broken) = (Vec::new(), false);
-    loop {
-        let Some(frame) = cursor.frames.checked_add(1) else { return Ok(None) };
-        if let Authority::Index(committed) = authority
-            && frame > committed
-        {
-            // The last committed frame ends a transaction.
-            return if pages.is_empty() {
-                Ok(None)
-            } else {
-                Err(WalError::Contradiction { committed, frame: committed, what: "ends no transaction" })
-            };
-        }
-        let offset = header.frame_offset(frame);
-        let found = scan.frame(offset)?;
-        let found = match (found.filter(|(head, _)| head.salt == header.salt), authority) {
-            (Some(found), _) => found,
-            (None, Authority::Chain) => return Ok(None),
-            (None, Authority::Index(committed)) => {
-                let what = "is missing or belongs to an earlier wal";
-                return Err(WalError::Contradiction { committed, frame, what });
-            }
-        };
-        let (head, sum) = (found.0, chain(header, found.1, cursor.sum));
-        if sum != head.sum {
-            if authority == Authority::Chain {
-                return Ok(None);
-            }
-            broken = true;
-        }
-        cursor = Cursor { frames: frame, sum: head.sum };
-        pages.push((head.pgno, offset + FRAME_HEADER_LEN as u64));
-        if head.commit != 0 {
-            let pages = newest(pages, head.commit);
-            return Ok(Some(Transaction { commit: head.commit, pages, end: cursor, broken }));
-        }
-    }
+    Frames::new(wal, header, Vec::new()).next(from, authority)
 }
 
 /// Each page once, with its last offset, ascending, none beyond the end.
@@ -298,34 +260,110 @@ fn chain(header: &WalHeader, frame: &[u8], from: [u32; 2]) -> [u32; 2] {
     checksum(header.big_endian, page, sum)
 }
 
-/// Reads frames one after the other in large pieces.
-struct Scan<'a, R: ?Sized> {
+/// Reads frames one after the other in large pieces, and keeps the last piece, so that
+/// the pages of a transaction that was just found need not be read again.
+pub struct Frames<'a, R: ?Sized> {
     wal: &'a R,
     header: &'a WalHeader,
+    /// Its first `filled` bytes are those of the file from `at` on.
     buffer: Vec<u8>,
-    /// The offset in the file at which the buffer begins.
+    filled: usize,
     at: u64,
 }
 
-impl<R: ReadAt + ?Sized> Scan<'_, R> {
+impl<'a, R: ReadAt + ?Sized> Frames<'a, R> {
+    /// Reads from `wal` through `buffer`, whose memory is used again.
+    pub fn new(wal: &'a R, header: &'a WalHeader, buffer: Vec<u8>) -> Frames<'a, R> {
+        Frames { wal, header, buffer, filled: 0, at: 0 }
+    }
+
+    /// The WAL's header.
+    pub fn header(&self) -> &WalHeader {
+        self.header
+    }
+
+    /// The buffer, for the next use.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.buffer
+    }
+
+    /// As [`next_transaction`]. Nothing before an earlier `from` is to be asked for.
+    ///
+    /// # Errors
+    /// `Read`; `Contradiction` only under `Authority::Index`.
+    pub fn next(&mut self, from: Cursor, authority: Authority) -> Result<Option<Transaction>, WalError> {
+        let header = self.header;
+        let mut cursor = from;
+        let (mut pages, mut broken) = (Vec::new(), false);
+        loop {
+            let Some(frame) = cursor.frames.checked_add(1) else { return Ok(None) };
+            let ahead = match authority {
+                // The last committed frame ends a transaction.
+                Authority::Index(committed) if frame > committed && pages.is_empty() => return Ok(None),
+                Authority::Index(committed) if frame > committed => {
+                    let what = "ends no transaction";
+                    return Err(WalError::Contradiction { committed, frame: committed, what });
+                }
+                Authority::Index(committed) => Some(committed - frame + 1),
+                Authority::Chain => None,
+            };
+            let offset = header.frame_offset(frame);
+            let found = self.frame(offset, ahead)?;
+            let found = match (found.filter(|(head, _)| head.salt == header.salt), authority) {
+                (Some(found), _) => found,
+                (None, Authority::Chain) => return Ok(None),
+                (None, Authority::Index(committed)) => {
+                    let what = "is missing or belongs to an earlier wal";
+                    return Err(WalError::Contradiction { committed, frame, what });
+                }
+            };
+            let (head, sum) = (found.0, chain(header, found.1, cursor.sum));
+            if sum != head.sum {
+                if authority == Authority::Chain {
+                    return Ok(None);
+                }
+                broken = true;
+            }
+            cursor = Cursor { frames: frame, sum: head.sum };
+            pages.push((head.pgno, offset + FRAME_HEADER_LEN as u64));
+            if head.commit != 0 {
+                let pages = newest(pages, head.commit);
+                return Ok(Some(Transaction { commit: head.commit, pages, end: cursor, broken }));
+            }
+        }
+    }
+
+    /// The page at `offset`, if it is among what was read last.
+    pub fn page(&self, offset: u64) -> Option<&[u8]> {
+        let from = usize::try_from(offset.checked_sub(self.at)?).ok()?;
+        let filled = self.buffer.get(..self.filled)?;
+        filled.get(from..)?.get(..self.header.page_size.len())
+    }
+
     /// The frame at `offset`, not before the one asked for last; `None` if the file
-    /// ends in it or it is none.
-    fn frame(&mut self, offset: u64) -> Result<Option<(FrameHeader, &[u8])>, WalError> {
+    /// ends in it or it is none. `ahead` frames, if that is known, are wanted from here.
+    fn frame(&mut self, offset: u64, ahead: Option<u32>) -> Result<Option<(FrameHeader, &[u8])>, WalError> {
         let len = usize::try_from(self.header.frame_len()).unwrap_or(usize::MAX);
         let inside = |at: u64| usize::try_from(offset.saturating_sub(at)).unwrap_or(usize::MAX);
-        if inside(self.at).saturating_add(len) > self.buffer.len() {
-            // One frame at first, then twice as many each time: most transactions are
-            // small, and what lies behind them is read for nothing.
-            let want = (self.buffer.len() * 2).min(CHUNK) / len * len;
-            let want = want.max(len);
-            self.buffer.resize(want, 0);
-            self.at = offset;
-            let read = self.wal.read_upto(&mut self.buffer, offset);
-            self.buffer.truncate(*read.as_ref().unwrap_or(&0));
-            read.map_err(|source| WalError::Read { offset, source })?;
+        if inside(self.at).saturating_add(len) > self.filled {
+            // Unknown: one frame at first, then twice as many each time, since most
+            // transactions are small, and what lies behind them is read for nothing.
+            let most = (CHUNK / len * len).max(len);
+            let want = match ahead {
+                Some(frames) => len.saturating_mul(usize::try_from(frames).unwrap_or(usize::MAX)),
+                None => (self.filled * 2) / len * len,
+            };
+            let want = want.clamp(len, most);
+            if self.buffer.len() < want {
+                self.buffer.resize(want, 0);
+            }
+            (self.at, self.filled) = (offset, 0);
+            let into = self.buffer.get_mut(..want).unwrap_or_default();
+            let read = self.wal.read_upto(into, offset);
+            self.filled = read.map_err(|source| WalError::Read { offset, source })?;
         }
         let from = inside(self.at);
-        let frame = self.buffer.get(from..).and_then(|rest| rest.get(..len));
+        let frame = self.buffer.get(from..self.filled).and_then(|rest| rest.get(..len));
         Ok(frame.and_then(|frame| Some((FrameHeader::parse(frame)?, frame))))
     }
 }
