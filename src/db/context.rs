@@ -29,6 +29,13 @@ pub trait OwnMount: Send + Sync {
     /// where it is in passthrough, else by pread through the mount (never mapped).
     fn wal_index(&self, db: &DbName) -> io::Result<WalIndex>;
 
+    /// The wal-index, if that takes no request of the mount: so a thread that serves
+    /// requests may call it.
+    fn wal_index_at_once(&self, db: &DbName) -> Option<WalIndex> {
+        let _ = db;
+        None
+    }
+
     /// Whether a process holds the WAL's write lock (byte 120 of `-shm`, asked by
     /// F_OFD_GETLK through the mount). False where no application has `-shm` open.
     fn wal_write_locked(&self, db: &DbName) -> io::Result<bool>;

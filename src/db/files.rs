@@ -10,9 +10,10 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::change::{Builder, Facts};
 use super::database::{State, read_at_most};
-use super::{Captured, Database, DbError, FileKind, OpenHow};
+use super::{Captured, Database, DbError, FileKind, OpenHow, WalIndex};
 use crate::sqlite::wal::WalHeader;
-use crate::words::{PageSize, Pgno};
+use crate::sqlite::wal_index;
+use crate::words::{PageSize, Pgno, start_writing};
 
 impl Database {
     /// Opens or creates one of the files for an application.
@@ -109,23 +110,45 @@ impl Database {
 
     /// Writes to a file.
     pub fn write(&self, kind: FileKind, offset: u64, data: &[u8]) -> Result<(), DbError> {
-        let path = self.path(kind);
         if kind != FileKind::Database {
-            return self.handle(kind)?.write_all_at(data, offset).map_err(DbError::io("write", path));
+            let written = self.handle(kind)?.write_all_at(data, offset);
+            return written.map_err(|error| DbError::io("write", self.path(kind))(error));
         }
         self.barrier()?;
-        let mut state = self.lock();
-        match self.before_write(&mut state, offset, data.len() as u64) {
+        self.write_database(&mut self.lock(), offset, data)
+    }
+
+    /// As `write`, if it takes no longer than the write itself; `None`: it may have to
+    /// wait, and is to be done by a thread that serves no requests.
+    pub fn write_at_once(&self, kind: FileKind, offset: u64, data: &[u8]) -> Option<Result<(), DbError>> {
+        if self.write_is_quick(kind) {
+            return Some(self.write(kind, offset, data));
+        }
+        // The capture that `write` would wait for, done already: most writes of a
+        // checkpoint find it so.
+        let _one_at_a_time = self.capturing.try_lock().ok()?;
+        let index = match self.shared.own()?.wal_index_at_once(&self.name)? {
+            WalIndex::Used(bytes) => wal_index::WalIndex::parse(&bytes[..]).ok()?,
+            WalIndex::Unused => return None,
+        };
+        let mut state = self.state.try_lock().ok()?;
+        let track = state.wal.as_ref()?;
+        let captured = track.header.salt == index.salt && track.end.frames == index.frames;
+        (captured && !self.held.load(Ordering::Acquire))
+            .then(|| self.write_database(&mut state, offset, data))
+    }
+
+    fn write_database(&self, state: &mut State, offset: u64, data: &[u8]) -> Result<(), DbError> {
+        match self.before_write(state, offset, data.len() as u64) {
             // The rollback of a transaction that had not got to the database yet.
-            Err(DbError::ReadOnly { .. } | DbError::Full { .. })
-                if self.is_there(&mut state, offset, data)? =>
-            {
+            Err(DbError::ReadOnly { .. } | DbError::Full { .. }) if self.is_there(state, offset, data)? => {
                 return Ok(());
             }
             allowed => allowed?,
         }
-        let file = self.database_file(&mut state)?;
-        file.write_all_at(data, offset).map_err(DbError::io("write", path))
+        let file = self.database_file(state)?;
+        file.write_all_at(data, offset)
+            .map_err(|error| DbError::io("write", self.path(FileKind::Database))(error))
     }
 
     /// Whether the database file holds these bytes already.
@@ -274,6 +297,9 @@ impl Database {
             }
         };
         if kind == FileKind::Database {
+            // Both are on their way to the disk at once.
+            start_writing(&file, 0, 0);
+            self.shared.log.start_sync();
             self.shared.log.sync()?;
         }
         self.shared.faults.pass("db.sync").map_err(DbError::io("sync", &path))?;

@@ -6,7 +6,8 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
@@ -21,8 +22,8 @@ use super::counters::{Counters, Op};
 use super::creating::{Change, New};
 use super::handles::Handle;
 use super::inodes::What;
-use super::mount::raise_priority;
 use super::permissions::Caller;
+use super::placement::{alone, follow, raise_priority};
 use super::pool::Pool;
 use super::tree::{Found, Tree};
 use super::{errno, names};
@@ -32,6 +33,9 @@ const GENERATION: Generation = Generation(0);
 
 /// The largest write in one request.
 const MAX_WRITE: u32 = 1024 * 1024;
+
+/// An fsync that takes no longer may be done in the request loop.
+const QUICK: Duration = Duration::from_millis(1);
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -43,11 +47,13 @@ pub(super) struct Adapter {
     pool: Pool,
     counters: Arc<Counters>,
     passthrough: bool,
+    /// The last fsync took long.
+    slow: Arc<AtomicBool>,
 }
 
 impl Adapter {
     pub(super) fn new(tree: Arc<Tree>, pool: Pool, counters: Arc<Counters>, passthrough: bool) -> Adapter {
-        Adapter { tree, pool, counters, passthrough }
+        Adapter { tree, pool, counters, passthrough, slow: Arc::default() }
     }
 
     /// Counts a request; the daemon's own are not counted.
@@ -55,6 +61,10 @@ impl Adapter {
         raise_priority();
         if !self.tree.own.is(request.pid()) {
             self.counters.add(op);
+            // The kernel's own requests have no process.
+            if request.pid() != 0 {
+                follow(request.pid());
+            }
         }
         Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
     }
@@ -100,6 +110,21 @@ impl Adapter {
         });
     }
 
+    /// Does an fsync in the request loop where only its caller would wait: another thread
+    /// costs two switches, which are a tenth of an fsync on a fast disk. On a slow disk, or
+    /// with others about, on the pool.
+    fn at_once_or_later(
+        &self,
+        reply: ReplyEmpty,
+        job: impl FnOnce(&Tree) -> Result<(), Errno> + Send + 'static,
+    ) {
+        if !alone() || self.slow.load(Ordering::Relaxed) {
+            let (tree, slow) = (self.tree.clone(), self.slow.clone());
+            return self.pool.run(move || answer(reply, timed(&slow, || job(&tree))));
+        }
+        answer(reply, timed(&self.slow, || job(&self.tree)));
+    }
+
     /// Does on the pool what is answered with nothing.
     fn later(&self, reply: ReplyEmpty, job: impl FnOnce(&Tree) -> Result<(), Errno> + Send + 'static) {
         let tree = self.tree.clone();
@@ -125,6 +150,14 @@ fn commit_frames(
             tree.watch.look(handle.node.ino);
         },
     );
+}
+
+/// Does `job`, and notes whether it took too long to be done in the request loop.
+fn timed<T>(slow: &AtomicBool, job: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let done = job();
+    slow.store(start.elapsed() > QUICK, Ordering::Relaxed);
+    done
 }
 
 fn answer(reply: ReplyEmpty, result: Result<(), Errno>) {
@@ -399,8 +432,8 @@ impl Filesystem for Adapter {
         if let Some(db) = self.tree.writes_frames(&handle) {
             return self.write_frames((caller, handle, db), offset, data, answer);
         }
-        if self.tree.write_is_quick(&handle) {
-            return answer(self.tree.write(caller, &handle, offset, data));
+        if let Some(done) = self.tree.write_at_once(caller, &handle, offset, data) {
+            return answer(done);
         }
         let (tree, data) = (self.tree.clone(), data.to_owned());
         self.pool.run(move || answer(tree.write(caller, &handle, offset, &data)));
@@ -460,7 +493,11 @@ impl Filesystem for Adapter {
             Err(errno) => return reply.error(errno),
         };
         let Some(db) = self.tree.syncs_commit(caller, &handle) else {
-            return self.later(reply, move |tree| tree.sync(&handle));
+            return if self.tree.sync_asks_nobody(&handle) {
+                self.at_once_or_later(reply, move |tree| tree.sync(&handle))
+            } else {
+                self.later(reply, move |tree| tree.sync(&handle))
+            };
         };
         let (tree, pool) = (self.tree.clone(), self.pool.clone());
         self.pool.run(move || match tree.sync(&handle) {
@@ -534,7 +571,7 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.enter(Op::Fsyncdir, request);
-        self.later(reply, move |tree| tree.sync_dir(ino.0));
+        self.at_once_or_later(reply, move |tree| tree.sync_dir(ino.0));
     }
 
     fn statfs(&self, request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
@@ -26,6 +26,15 @@ pub(super) struct Handle {
     pub wrote: AtomicBool,
 }
 
+impl Handle {
+    /// A write of thread `writer` comes through it.
+    pub(super) fn note_write(&self, writer: u32) {
+        self.wrote.store(true, Ordering::Release);
+        self.node.writer.store(writer, Ordering::Release);
+        self.node.writes.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// All open files of a mount.
 pub(super) struct Handles {
     open: RwLock<HashMap<u64, Arc<Handle>>>,
@@ -38,7 +47,7 @@ impl Handles {
     }
 
     pub(super) fn insert(&self, handle: Handle) -> u64 {
-        let fh = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let fh = self.next.fetch_add(1, Ordering::Relaxed);
         self.open.write().insert(fh, Arc::new(handle));
         fh
     }

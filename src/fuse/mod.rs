@@ -26,6 +26,7 @@ mod options;
 mod own;
 mod own_files;
 mod permissions;
+mod placement;
 mod pool;
 mod removing;
 mod tree;

@@ -1,6 +1,5 @@
 //! A mount from beginning to end.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -299,19 +298,6 @@ fn begin(
         }
     }
     Ok(session)
-}
-
-thread_local! {
-    static RAISED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Puts the calling thread before the applications that wait for it, once, if allowed.
-pub(super) fn raise_priority() {
-    if !RAISED.replace(true) {
-        // Linux takes 0 for the calling thread, not the process. Not allowed without
-        // CAP_SYS_NICE, and good enough without.
-        let _ = rustix::process::setpriority_process(None, -20);
-    }
 }
 
 #[cfg(test)]

@@ -236,9 +236,18 @@ impl OwnMount for Own {
         read_header(&file).map(WalIndex::Used)
     }
 
+    fn wal_index_at_once(&self, db: &DbName) -> Option<WalIndex> {
+        if !self.passthrough.load(Ordering::Acquire) {
+            return None;
+        }
+        self.wal_index(db).ok()
+    }
+
     fn wal_write_locked(&self, db: &DbName) -> io::Result<bool> {
         let Some(node) = self.shm(db) else { return Ok(false) };
-        self.receive();
+        if matches!(self.slots.lock().get(&node.ino), Some(Slot::Waiting)) {
+            self.receive();
+        }
         match self.slots.lock().get(&node.ino) {
             Some(Slot::Ready(descriptor)) => write_locked(descriptor.as_fd()),
             // Not known yet: the caller looks again soon.
