@@ -163,7 +163,7 @@ impl Database {
                 // Whoever waits for the archive tells when the wait is over.
                 return Ok(if state.waiting.is_some() { Captured::Settled } else { Captured::Again });
             }
-            break state.wal.as_ref().is_some_and(WalTrack::is_ahead);
+            break self.archive_first() && state.wal.as_ref().is_some_and(WalTrack::is_ahead);
         };
         if ahead && !barrier {
             return self.roll_forward();
