@@ -438,7 +438,8 @@ impl Machine {
         let index = self.seen.as_ref().map_or(0, |seen| seen.index);
         self.seen = Some(Seen { index, entry: Some(entry), record, since: now, renewed: false });
         match (epoch, self.want) {
-            (Some(epoch), Want::Hold { .. }) if self.has_lock() => self.hold_in(epoch),
+            // A term that ended while it was being restated does not begin again.
+            (Some(epoch), Want::Hold { .. }) if self.has_lock() && epoch > self.ended => self.hold_in(epoch),
             _ => self.unsure = false,
         }
     }
