@@ -238,15 +238,16 @@ impl Pair {
             self.thaw(at);
             self.start(at);
         }
-        wait_for("one of them is primary", || self.primary());
+        // On a busy machine the lease may be lost and won again at any moment.
         for _ in 0..3 {
-            let at = self.primary().expect("a primary");
+            let at = wait_for("one of them is primary", || self.primary());
             self.stop(at);
             self.becomes_primary(1 - at);
             self.start(at);
         }
-        let at = self.primary().expect("a primary");
+        let at = wait_for("one of them is primary", || self.primary());
         self.stop(1 - at);
+        self.becomes_primary(at);
         self.stop(at);
     }
 
@@ -479,6 +480,9 @@ fn with_promote_an_empty_node_never_wins_over_one_that_redeploys() {
     pair.start(0);
     for round in 0..ROUNDS {
         pair.becomes_primary(0);
+        if round > 0 {
+            assert_eq!(numbers_in(&pair.nodes[0]), expected, "round {round}");
+        }
         pair.write(3);
         expected.extend(pair.acknowledged.iter().flatten());
         pair.wipe(1);
@@ -496,11 +500,9 @@ fn with_promote_an_empty_node_never_wins_over_one_that_redeploys() {
             pair.states[0] = State::Down;
         }
         pair.start(0);
-        // Whichever has it now, and whoever gets it next.
+        // Whichever asked last; and the first, once it is alone.
         let at = wait_for("one of them is primary", || pair.primary());
         assert_eq!(numbers_in(&pair.nodes[at]), expected, "round {round}");
-        pair.becomes_primary(0);
-        assert_eq!(numbers_in(&pair.nodes[0]), expected, "round {round}");
         pair.stop(1);
     }
     pair.becomes_primary(0);
