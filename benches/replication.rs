@@ -59,7 +59,7 @@ fn measure(row: &Row, primary: &Node, replica: &Node, number: usize, span: Durat
         ))
         .expect("prepare");
     wait_for("the database is on the replica", || {
-        let there = replica.file(&name).exists().then(|| open(&replica.file(&name)))?;
+        let there = replica.file(&name).exists().then(|| Connection::open(replica.file(&name)))?.ok()?;
         there.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)).ok()
     });
     let count = row.rate * span.as_secs();
