@@ -271,7 +271,8 @@ impl Machine {
             (Some(_), _) if self.has_lock() => self.lock(after),
             (Some(former), Some(record)) if self.is_former_runs(seen) => {
                 let (former, epoch) = (former.to_owned(), record.epoch);
-                Step::Unlock(former, self.record(epoch, State::Released).encode())
+                // Given to itself: who waits for the lease would otherwise be faster.
+                Step::Unlock(former, self.record(epoch, State::Given { to: self.me.node }).encode())
             }
             (Some(_), _) => self.watch(now, WATCH),
             (None, None) if seen.entry.is_some() => self.watch(now, WATCH),
