@@ -1,6 +1,7 @@
 //! The proxy before an application against the application alone: small GETs by `wrk`,
-//! interleaved in one run. The application answers from memory, which is the hardest
-//! case: all that is measured is what the proxy costs. `LITEFS_BENCH_ROUNDS` rounds (5).
+//! interleaved in one run. An application that answers from memory is the hardest case:
+//! all that is measured is what the proxy costs; one that reads a row of a database is
+//! what the proxy is for. `LITEFS_BENCH_ROUNDS` rounds (5).
 //! Run as `cargo bench --bench proxy`; needs `wrk` on PATH (apt-get install wrk).
 
 use std::convert::Infallible;
@@ -50,7 +51,36 @@ impl View for Still {
     fn want_primary(&self) {}
 }
 
-/// An application that answers 200 bytes.
+thread_local! {
+    static ROWS: rusqlite::Connection = rows();
+}
+
+/// A database with some rows, in memory.
+fn rows() -> rusqlite::Connection {
+    let rows = rusqlite::Connection::open_in_memory().expect("a database");
+    rows.execute_batch(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT);
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)
+         INSERT INTO t SELECT i, hex(randomblob(100)) FROM n;",
+    )
+    .expect("rows");
+    rows
+}
+
+/// A row of the database, by its key, and what comes after it.
+fn row() -> Bytes {
+    ROWS.with(|rows| {
+        let mut select = rows.prepare_cached("SELECT v FROM t WHERE id >= ? LIMIT 5").expect("prepare");
+        let mut found = select.query([4711]).expect("query");
+        let mut text = String::new();
+        while let Some(row) = found.next().expect("a row") {
+            text.push_str(row.get_ref(0).expect("a column").as_str().expect("a text"));
+        }
+        text.into()
+    })
+}
+
+/// An application that answers 200 bytes, or rows of a database.
 fn application() -> (tokio::runtime::Runtime, SocketAddr) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
@@ -58,8 +88,12 @@ fn application() -> (tokio::runtime::Runtime, SocketAddr) {
     let addr = listener.local_addr().expect("an address");
     runtime.spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let answer = |_: Request<Incoming>| async {
-                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(&[b'x'; 200]))))
+            let answer = |request: Request<Incoming>| async move {
+                let body = match request.uri().path() {
+                    "/row" => row(),
+                    _ => Bytes::from_static(&[b'x'; 200]),
+                };
+                Ok::<_, Infallible>(Response::new(Full::new(body)))
             };
             stream.set_nodelay(true).expect("no delay");
             let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
@@ -69,41 +103,63 @@ fn application() -> (tokio::runtime::Runtime, SocketAddr) {
     (runtime, addr)
 }
 
-/// Requests a second by `wrk`.
-fn rate(addr: SocketAddr, header: &str) -> f64 {
+/// Processor time of this process (application and proxy) and of `wrk` until now, in
+/// hundredths of a second.
+fn cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("read /proc/self/stat");
+    let fields = stat.rsplit(')').next().expect("the fields after the name").split_whitespace();
+    fields.skip(11).take(4).map(|ticks| ticks.parse::<f64>().expect("a number")).sum()
+}
+
+/// Requests a second by `wrk`, and how many there would be if two processors did nothing
+/// else: what other work on the machine changes little.
+fn rate(addr: SocketAddr, path: &str, header: &str) -> (f64, f64) {
+    let before = cpu();
     let output = Command::new("wrk")
-        .args(["-t1", "-c32", "-d3s", "-H", header, &format!("http://{addr}/")])
+        .args(["-t1", "-c32", "-d3s", "-H", header, &format!("http://{addr}{path}")])
         .output()
         .expect("wrk is on PATH (apt-get install wrk)");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(!said.contains("Non-2xx"), "{said}");
     let rate = said.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
-    rate.and_then(|rate| rate.trim().parse().ok()).unwrap_or_else(|| panic!("wrk: {said}"))
+    let rate = rate.and_then(|rate| rate.trim().parse().ok()).unwrap_or_else(|| panic!("wrk: {said}"));
+    let count = said.lines().find_map(|line| line.trim().split_once(" requests in "));
+    let count: Option<f64> = count.and_then(|(count, _)| count.parse().ok());
+    (rate, count.unwrap_or_else(|| panic!("wrk: {said}")) / (cpu() - before) * 200.0)
 }
 
 fn main() {
-    let rounds =
-        std::env::var("LITEFS_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(5);
+    let rounds = std::env::var("LITEFS_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse::<usize>().ok());
+    let rounds = rounds.unwrap_or(5).max(1);
     let (_runtime, app) = application();
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let target = Address::parse(&app.to_string()).expect("an address");
     let options = ProxyOptions::new(any, target, vec![DbName::new("app.db").expect("a name")]);
     let proxy = start(options, Arc::new(Still(watch::Sender::new(())))).expect("a proxy");
     let token = format!("Litefs-Txid: {}", pos());
-    println!("| requests | application alone, 1/s | through the proxy | range |");
-    println!("|---|---|---|---|");
-    for (name, header) in [("small GETs", "X-None: 1"), ("small GETs with a token", token.as_str())] {
+    println!("| requests | application alone, 1/s | through the proxy | range | by processor time |");
+    println!("|---|---|---|---|---|");
+    for (name, path, header) in [
+        ("GETs answered from memory", "/", "X-None: 1"),
+        ("the same with a token", "/", token.as_str()),
+        ("GETs of five rows of SQLite, with a token", "/row", token.as_str()),
+    ] {
         let mut alone = Vec::new();
-        let mut ratios: Vec<f64> = Vec::new();
+        let (mut ratios, mut costs): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
-            let direct = rate(app, header);
-            ratios.push(rate(proxy.addr(), header) / direct);
-            alone.push(direct);
+            let (direct, through) = (rate(app, path, header), rate(proxy.addr(), path, header));
+            ratios.push(through.0 / direct.0);
+            costs.push(through.1 / direct.1);
+            alone.push(direct.0);
         }
-        alone.sort_by(f64::total_cmp);
-        ratios.sort_by(f64::total_cmp);
-        let (low, high) = (ratios[0], ratios[ratios.len() - 1]);
-        let (alone, ratio) = (alone[alone.len() / 2], ratios[ratios.len() / 2]);
-        println!("| {name} | {alone:.0} | **{ratio:.2}** | {low:.2}–{high:.2} |");
+        for figures in [&mut alone, &mut ratios, &mut costs] {
+            figures.sort_by(f64::total_cmp);
+        }
+        let middle = rounds / 2;
+        let (low, high) = (ratios[0], ratios[rounds - 1]);
+        println!(
+            "| {name} | {:.0} | **{:.2}** | {low:.2}–{high:.2} | {:.2} |",
+            alone[middle], ratios[middle], costs[middle]
+        );
     }
 }

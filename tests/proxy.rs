@@ -28,7 +28,7 @@ fn member(base: &Path, name: &str, lease: &'static str) -> (Node, App, SocketAdd
     std::fs::create_dir_all(&dir).expect("create the node's directory");
     let (mut node, app, proxy) = node(&dir, Some("wal"));
     node.settings.lease = lease;
-    (node.with_archive(&base.join("archive")), app, proxy)
+    (node.with_archive(&base.join("archive")).advertised(), app, proxy)
 }
 
 const LEASE: &str = "type = \"storage\"\nttl = \"2s\"";

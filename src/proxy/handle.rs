@@ -17,6 +17,7 @@ use super::answer::{Refusal, text};
 use super::body::{Outgoing, Reply};
 use super::headers;
 use super::rules::{Kind, Rules};
+use super::server::ProxyOptions;
 use super::token::Token;
 use super::tunnel;
 use super::upstream::{Address, Loan, Upstream, repeatable};
@@ -59,6 +60,19 @@ impl Client {
 }
 
 impl Shared {
+    pub fn new(options: &ProxyOptions, view: Arc<dyn View>, ending: CancellationToken) -> Shared {
+        Shared {
+            view,
+            rules: Rules::new(&options.passthrough, &options.always_forward),
+            tracked: options.databases.clone(),
+            forward: options.forward,
+            wait_timeout: options.wait_timeout,
+            application: Upstream::new(options.target.clone()),
+            peer: Mutex::default(),
+            ending,
+        }
+    }
+
     /// The connections to another node's proxy.
     pub fn peer(&self, address: &Address) -> Arc<Upstream> {
         let mut peer = self.peer.lock();

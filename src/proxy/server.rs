@@ -4,20 +4,19 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{Client, Shared, handle};
-use super::rules::Rules;
-use super::upstream::{Address, Upstream};
+use super::upstream::Address;
 use super::view::{Forward, View};
 use crate::words::DbName;
 
@@ -62,6 +61,9 @@ impl ProxyOptions {
     }
 }
 
+/// Its threads.
+const THREADS: usize = 2;
+
 /// Bytes of a request's line and headers, at most.
 const MOST_HEADERS: usize = 64 << 10;
 
@@ -86,7 +88,7 @@ pub enum ProxyError {
 /// A proxy that runs; dropping it stops it.
 pub struct Proxy {
     addr: SocketAddr,
-    runtime: Option<tokio::runtime::Runtime>,
+    threads: Vec<JoinHandle<()>>,
     stopping: CancellationToken,
     ending: CancellationToken,
     /// Ends when the last connection has dropped its side.
@@ -96,37 +98,32 @@ pub struct Proxy {
 /// Serves until the proxy is stopped or dropped.
 pub fn start(options: ProxyOptions, view: Arc<dyn View>) -> Result<Proxy, ProxyError> {
     let failed = |source| ProxyError::Bind { addr: options.addr, source };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("litefs-proxy")
-        .enable_all()
-        .build()
-        .map_err(ProxyError::Threads)?;
-    let listener = runtime.block_on(TcpListener::bind(options.addr)).map_err(failed)?;
+    let listener = std::net::TcpListener::bind(options.addr).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;
     tracing::info!(%addr, target = %options.target, "the proxy listens");
     let (stopping, ending) = (CancellationToken::new(), CancellationToken::new());
-    let (connection, connections) = mpsc::channel(1);
-    let shared = Shared {
-        view,
-        rules: Rules::new(&options.passthrough, &options.always_forward),
-        tracked: options.databases,
-        forward: options.forward,
-        wait_timeout: options.wait_timeout,
-        application: Upstream::new(options.target),
-        peer: Mutex::default(),
-        ending: ending.clone(),
-    };
-    let accept = Accept {
-        shared: Arc::new(shared),
-        permits: Arc::new(Semaphore::new(options.connections.max(1))),
-        header_timeout: options.header_timeout,
-        stopping: stopping.clone(),
-        ending: ending.clone(),
-        connection,
-    };
-    runtime.spawn(accept.run(listener));
-    Ok(Proxy { addr, runtime: Some(runtime), stopping, ending, connections })
+    let (connection, connections) = mpsc::channel();
+    let permits = Arc::new(Semaphore::new(options.connections.max(1)));
+    let mut proxy =
+        Proxy { addr, threads: Vec::new(), stopping: stopping.clone(), ending: ending.clone(), connections };
+    for n in 0..THREADS {
+        let worker = Worker {
+            shared: Arc::new(Shared::new(&options, Arc::clone(&view), ending.clone())),
+            listener: listener.try_clone().map_err(failed)?,
+            permits: Arc::clone(&permits),
+            header_timeout: options.header_timeout,
+            stopping: stopping.clone(),
+            ending: ending.clone(),
+            connection: connection.clone(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(ProxyError::Threads)?;
+        let thread = std::thread::Builder::new().name(format!("litefs-proxy-{n}"));
+        let thread = thread.spawn(move || worker.run(runtime)).map_err(ProxyError::Threads)?;
+        proxy.threads.push(thread);
+    }
+    Ok(proxy)
 }
 
 impl Proxy {
@@ -142,12 +139,16 @@ impl Proxy {
     }
 
     fn end(&mut self, grace: Duration) {
-        let Some(runtime) = self.runtime.take() else { return };
         self.stopping.cancel();
-        // An error says that the grace is over: what is left is cut off.
-        let _ = runtime.block_on(async { tokio::time::timeout(grace, self.connections.recv()).await });
+        if !self.threads.is_empty() {
+            // An error says that the grace is over, or that all have ended: what is left is
+            // cut off.
+            let _ = self.connections.recv_timeout(grace);
+        }
         self.ending.cancel();
-        runtime.shutdown_timeout(Duration::from_secs(1));
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
     }
 }
 
@@ -157,8 +158,11 @@ impl Drop for Proxy {
     }
 }
 
-struct Accept {
+/// One thread with connections of its own, to clients and to the application: a request
+/// never crosses from one thread to another, which costs more than passing it on does.
+struct Worker {
     shared: Arc<Shared>,
+    listener: std::net::TcpListener,
     permits: Arc<Semaphore>,
     header_timeout: Duration,
     stopping: CancellationToken,
@@ -166,8 +170,23 @@ struct Accept {
     connection: mpsc::Sender<()>,
 }
 
-impl Accept {
-    async fn run(self, listener: TcpListener) {
+impl Worker {
+    fn run(self, runtime: tokio::runtime::Runtime) {
+        let ending = self.ending.clone();
+        runtime.block_on(async move {
+            self.accept().await;
+            // Connections under way go on until then.
+            ending.cancelled().await;
+        });
+        // Positions that are still asked for are of no use any more.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+
+    async fn accept(self) {
+        let listener = match self.listener.try_clone().and_then(TcpListener::from_std) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "the proxy cannot accept connections"),
+        };
         loop {
             let permit = tokio::select! {
                 () = self.stopping.cancelled() => return,
@@ -187,6 +206,8 @@ impl Accept {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
+            // The other threads get theirs.
+            tokio::task::yield_now().await;
         }
     }
 
