@@ -59,10 +59,11 @@ fn run(store: &Store, stop: &AtomicBool) {
             "the backlog is full: writes are refused until the archive has some of it (storage.backlog)"
         );
         let mut brakes: HashMap<DbName, Brake> = HashMap::new();
-        while !stopping() && is_full() && store.is_writable() {
-            brakes.retain(|_, brake| brake.holds());
+        while !stopping() && is_full() {
+            // On the way to being a replica the daemon itself takes the locks.
+            brakes.retain(|_, brake| store.is_writable() && brake.holds());
             for database in store.databases() {
-                if brakes.contains_key(database.name()) {
+                if brakes.contains_key(database.name()) || !store.is_writable() {
                     continue;
                 }
                 match database.brake() {
