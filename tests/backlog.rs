@@ -76,8 +76,11 @@ fn a_full_backlog_refuses_writes_and_drains_by_itself() {
         node.wait_archived(&["delete.db", "truncate.db", "persist.db", "wal.db"]);
         assert_eq!(node.get("/health").status, 200);
         let log = node.log();
-        assert_eq!(log.matches("the backlog is full: writes are refused").count(), 1, "{log}");
-        assert_eq!(log.matches("the backlog has room again").count(), 1, "{log}");
+        // Once for each change of state (it may be full again while it drains), not for each try.
+        let said = |what: &str| log.matches(what).count();
+        let full = said("the backlog is full: writes are refused");
+        assert_eq!(full, said("the backlog has room again"), "{log}");
+        assert!(full >= 1 && full < said("refused a write to database"), "{log}");
         assert_eq!(log.matches("the archive cannot be written").count(), 1, "{log}");
         let counts: Vec<_> = clients
             .into_iter()
