@@ -48,7 +48,7 @@ fn run(store: &Store, stop: &AtomicBool) {
     let stopping = || stop.load(Ordering::Acquire);
     let is_full = || commits.backlog().full;
     while !stopping() {
-        commits.wait_full(true, None);
+        commits.wait_full(true, None, stopping);
         if stopping() || !is_full() {
             continue;
         }
@@ -72,7 +72,7 @@ fn run(store: &Store, stop: &AtomicBool) {
                     Err(error) => tracing::debug!(%error, "a writer cannot be kept out"),
                 }
             }
-            commits.wait_full(false, Some(AGAIN));
+            commits.wait_full(false, Some(AGAIN), stopping);
         }
         drop(brakes);
         if !is_full() {

@@ -128,7 +128,7 @@ impl Shared {
         let commits = self.setup.store.commits();
         let mut last: Option<Instant> = None;
         while !self.stopping() {
-            commits.wait_waiting();
+            commits.wait_waiting(|| self.stopping());
             if self.stopping() {
                 return;
             }
@@ -155,7 +155,8 @@ impl Shared {
             let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
                 return;
             };
-            self.setup.store.commits().pause(left);
+            let hurries = || self.stopping() || self.hurry.load(Ordering::Acquire);
+            self.setup.store.commits().pause_unless(left, hurries);
         }
     }
 
@@ -189,7 +190,7 @@ impl Shared {
                 Err(Trouble::Later(why)) => self.trouble(why),
                 Err(Trouble::Never(error)) => return Err(error),
             }
-            self.setup.store.commits().pause(pause);
+            self.setup.store.commits().pause_unless(pause, || self.stopping());
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Ok(())

@@ -169,11 +169,12 @@ impl Commits {
     }
 
     /// Waits until it is full, or until it is not, for at most so long, or until `wake` is
-    /// called.
-    pub fn wait_full(&self, full: bool, timeout: Option<Duration>) {
+    /// called or `stop` says so.
+    pub fn wait_full(&self, full: bool, timeout: Option<Duration>, stop: impl Fn() -> bool) {
         let queue = self.lock();
         let woken = queue.woken;
-        let otherwise = |queue: &mut Queue| queue.full != full && queue.woken == woken;
+        // What is set before `wake` is seen here, however late this begins to wait.
+        let otherwise = |queue: &mut Queue| queue.full != full && queue.woken == woken && !stop();
         match timeout {
             Some(timeout) => drop(self.filled.wait_timeout_while(queue, timeout, otherwise)),
             None => drop(self.filled.wait_while(queue, otherwise)),
@@ -242,18 +243,26 @@ impl Commits {
         self.weigh(&mut queue);
     }
 
-    /// Waits until something is there or `wake` is called.
-    pub fn wait_waiting(&self) {
+    /// Waits until something is there, or `wake` is called, or `stop` says so.
+    pub fn wait_waiting(&self, stop: impl Fn() -> bool) {
         let queue = self.lock();
         let woken = queue.woken;
-        drop(self.arrived.wait_while(queue, |queue| queue.waiting.is_empty() && queue.woken == woken));
+        // What is set before `wake` is seen here, however late this begins to wait.
+        let idle = |queue: &mut Queue| queue.waiting.is_empty() && queue.woken == woken && !stop();
+        drop(self.arrived.wait_while(queue, idle));
     }
 
     /// Waits for `span`, or until `wake` is called.
     pub fn pause(&self, span: Duration) {
+        self.pause_unless(span, || false);
+    }
+
+    /// Waits for `span`, or until `wake` is called, or `stop` says so.
+    pub fn pause_unless(&self, span: Duration, stop: impl Fn() -> bool) {
         let queue = self.lock();
         let woken = queue.woken;
-        drop(self.woken.wait_timeout_while(queue, span, |queue| queue.woken == woken));
+        let idle = |queue: &mut Queue| queue.woken == woken && !stop();
+        drop(self.woken.wait_timeout_while(queue, span, idle));
     }
 
     /// Waits until nothing is left, neither waiting nor taken, or `timeout` is over;
@@ -356,5 +365,19 @@ impl Commits {
     /// How many were captured since the start.
     pub fn captured(&self) -> u64 {
         self.lock().captured
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_before_the_wait_began_ends_it() {
+        let commits = Commits::default();
+        commits.wake();
+        commits.wait_waiting(|| true);
+        commits.wait_full(true, None, || true);
+        commits.pause_unless(Duration::from_secs(3600), || true);
     }
 }

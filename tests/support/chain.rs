@@ -50,7 +50,7 @@ impl Chain {
         let worker = Arc::clone(&inner);
         let thread = std::thread::spawn(move || {
             while !worker.ends.load(Ordering::Acquire) {
-                worker.store.commits().wait_waiting();
+                worker.store.commits().wait_waiting(|| worker.ends.load(Ordering::Acquire));
                 if worker.held.load(Ordering::Acquire) {
                     worker.store.commits().pause(Duration::from_millis(5));
                 } else {
