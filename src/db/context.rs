@@ -68,6 +68,16 @@ pub trait OwnMount: Send + Sync {
     fn settle(&self) -> io::Result<()> {
         Ok(())
     }
+
+    /// Waits until the kernel knows that the database file has at least `len` bytes. It
+    /// asks for itself when somebody reads beyond the size that it knows, but drops the
+    /// answer if a change overtakes it (fuse_change_attributes) and then reads nothing
+    /// there, which SQLite takes for an empty page. Not with a lock that a request's
+    /// handler takes.
+    fn grown(&self, db: &DbName, len: u64) -> io::Result<()> {
+        let _ = (db, len);
+        Ok(())
+    }
 }
 
 /// What a lock on a range of bytes is to become.

@@ -317,15 +317,13 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_the_daemon_changes_applications_see() {
+    fn mounted(scratch: &std::path::Path) -> Option<(Arc<Store>, Mount)> {
         if File::options().read(true).write(true).open("/dev/fuse").is_err() {
             eprintln!("SKIPPED: no FUSE on this machine");
-            return;
+            return None;
         }
-        let scratch = tempfile::tempdir().expect("a directory");
         let options = StoreOptions {
-            dir: scratch.path().join("data"),
+            dir: scratch.join("data"),
             boot_id: "this boot".to_owned(),
             new_node: NodeId::new(1),
             clock: Arc::new(SystemClock),
@@ -333,12 +331,16 @@ mod tests {
         };
         let store = Arc::new(Store::open(options).expect("a store"));
         store.set_role(Role::Primary);
-        let options = MountOptions {
-            dir: scratch.path().join("mnt"),
-            allow_other: false,
-            passthrough: Passthrough::Auto,
-        };
+        let options =
+            MountOptions { dir: scratch.join("mnt"), allow_other: false, passthrough: Passthrough::Auto };
         let mount = Mount::start(&options, store.clone(), || ()).expect("a mount");
+        Some((store, mount))
+    }
+
+    #[test]
+    fn what_the_daemon_changes_applications_see() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let Some((store, mount)) = mounted(scratch.path()) else { return };
         let path = mount.dir().join("a.db");
         // The kernel now remembers that there is no such file.
         assert!(!path.exists());
@@ -354,6 +356,47 @@ mod tests {
             mount.tree.own.changed(&name, 0, 0);
             eventually("the new content", || std::fs::read(&path).is_ok_and(|read| read == content));
         }
+        assert_eq!(mount.unmount(Duration::from_secs(60)).expect("unmount"), Unmounted::Clean);
+    }
+
+    /// The kernel drops the answer to a question for a file's size which a change has
+    /// overtaken; a reader that asked would find nothing at the file's new end.
+    #[test]
+    fn readers_find_the_end_of_a_database_that_grew_whatever_else_the_kernel_is_told() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let Some((store, mount)) = mounted(scratch.path()) else { return };
+        let name = DbName::new("a.db").expect("a name");
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let database = store.create(&name, 0o644, uid, gid).expect("create");
+        let own = &mount.tree.own;
+        own.changed(&name, 0, 0);
+        let path = mount.dir().join("a.db");
+        eventually("the new database", || path.exists());
+        let backing = File::options().write(true).open(database.path(FileKind::Database)).expect("open");
+        let reader = File::open(&path).expect("open");
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let short = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Acquire) {
+                    own.changed(&name, 0, 1);
+                    own.settle().expect("the kernel listens");
+                }
+            });
+            let short: Vec<u64> = (0..500)
+                .filter(|number| {
+                    let (offset, mut page) = (number * 4096, vec![0; 4096]);
+                    backing.write_all_at(&[7; 4096], offset).expect("write");
+                    own.changed(&name, offset, 4096);
+                    own.settle().expect("the kernel listens");
+                    own.grown(&name, offset + 4096).expect("the kernel knows");
+                    reader.read_at(&mut page, offset).expect("read") < 4096
+                })
+                .collect();
+            stop.store(true, std::sync::atomic::Ordering::Release);
+            short
+        });
+        assert_eq!(short, [0; 0], "pages of which nothing was read");
+        drop(reader);
         assert_eq!(mount.unmount(Duration::from_secs(60)).expect("unmount"), Unmounted::Clean);
     }
 }

@@ -276,6 +276,10 @@ impl OwnMount for Own {
         wait.recv_timeout(own_files::PATIENCE)
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the kernel does not take notifications"))
     }
+
+    fn grown(&self, db: &DbName, len: u64) -> io::Result<()> {
+        own_files::grown(&self.doer(), self.path(db, FileKind::Database), len)
+    }
 }
 
 /// Gives the calling thread a descriptor table in which only `keep` and the standard

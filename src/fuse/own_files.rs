@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, statx};
 
 use crate::db::{LockTo, OwnFile};
 
@@ -81,6 +81,26 @@ pub(super) fn unlink(doer: &Doer, path: PathBuf) -> io::Result<()> {
     ask(doer, move |_| match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    })
+}
+
+/// Makes the kernel ask for a file's size until it knows of `len` bytes. One that is
+/// not there is fine.
+pub(super) fn grown(doer: &Doer, path: PathBuf, len: u64) -> io::Result<()> {
+    let size = move |flags| match statx(CWD, &path, flags, StatxFlags::SIZE) {
+        Ok(found) => Ok(Some(found.stx_size)),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(error) => Err(io::Error::from(error)),
+    };
+    ask(doer, move |_| {
+        for _ in 0..TRIES {
+            // What the kernel has; the answer to the other is the daemon's.
+            if size(AtFlags::STATX_DONT_SYNC)?.is_none_or(|known| known >= len) {
+                return Ok(());
+            }
+            size(AtFlags::STATX_FORCE_SYNC)?;
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not take a file's new size"))
     })
 }
 

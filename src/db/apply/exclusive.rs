@@ -23,11 +23,13 @@ const MANY: usize = 4096;
 pub(super) struct Told<'a> {
     database: &'a Database,
     ranges: Vec<(u64, u64)>,
+    /// The file's length.
+    len: u64,
 }
 
 impl<'a> Told<'a> {
     pub fn new(database: &'a Database) -> Told<'a> {
-        Told { database, ranges: Vec::new() }
+        Told { database, ranges: Vec::new(), len: 0 }
     }
 
     /// Notes `len` bytes at `offset`; 0: to the end.
@@ -36,6 +38,12 @@ impl<'a> Told<'a> {
             Some((from, before)) if len > 0 && *before > 0 && *from + *before == offset => *before += len,
             _ => self.ranges.push((offset, len)),
         }
+    }
+
+    /// Notes how long the file is now.
+    pub fn length(&mut self, file: &File) -> Result<(), DbError> {
+        self.len = file.metadata().map_err(io_in(self.database))?.len();
+        Ok(())
     }
 
     /// Tells, and waits until the kernel knows.
@@ -47,7 +55,9 @@ impl<'a> Told<'a> {
         } else {
             self.ranges.iter().for_each(|(offset, len)| own.changed(name, *offset, *len));
         }
-        own.settle().map_err(DbError::io("tell the kernel of", self.database.path(FileKind::Database)))
+        own.settle()
+            .and_then(|()| own.grown(name, self.len))
+            .map_err(DbError::io("tell the kernel of", self.database.path(FileKind::Database)))
     }
 }
 
@@ -227,7 +237,7 @@ impl Database {
             file.set_len(len).map_err(io_in(self))?;
             told.page(len.min(before), 0);
         }
-        Ok(())
+        told.length(file)
     }
 
     /// Lets applications in again, as readers.

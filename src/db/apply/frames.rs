@@ -126,6 +126,7 @@ impl Database {
                 told.page(len, 0);
             }
         }
+        told.length(&database)?;
         told.all()?;
         database.sync_data().map_err(DbError::io("sync", self.path(FileKind::Database)))
     }
