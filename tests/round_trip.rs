@@ -1,6 +1,7 @@
 //! The main promise: what programs of any language commit in the mount is in the
 //! archive, and comes back onto an empty disk. Every journal mode, three page
-//! sizes, with kernel passthrough and without, many databases at once.
+//! sizes, with kernel passthrough and without, many databases at once; on a directory
+//! and on MinIO.
 
 mod support;
 
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 
 use support::drivers::{self, Driver};
 use support::worker::{Sqlite, Worker};
-use support::{Node, PATIENCE, Scratch, Settings, can_mount, content};
+use support::{Node, Outside, PATIENCE, Scratch, Settings, can_mount, content};
 
 const MODES: [&str; 4] = ["delete", "truncate", "persist", "wal"];
 const PAGE_SIZES: [u32; 3] = [512, 4096, 65536];
@@ -22,11 +23,11 @@ struct Case {
     reader: Driver,
 }
 
-fn matrix() -> Vec<Case> {
+fn matrix(page_sizes: &[u32]) -> Vec<Case> {
     let drivers = Driver::all();
     let mut cases = Vec::new();
     for mode in MODES {
-        for page_size in PAGE_SIZES {
+        for &page_size in page_sizes {
             for (n, writer) in drivers.iter().enumerate() {
                 cases.push(Case {
                     name: format!("{mode}-{page_size}-{n}.db"),
@@ -109,39 +110,47 @@ fn round_trip(name: &str, passthrough: bool) {
         return;
     }
     let scratch = Scratch::new(name);
-    let mut node = Node::new(scratch.path(), Settings { passthrough, ..Settings::default() });
-    let cases = matrix();
+    let node = Node::new(scratch.path(), Settings { passthrough, ..Settings::default() });
+    there_and_back(node, &matrix(&PAGE_SIZES));
+}
+
+/// Stopped, killed, with its disk and without: each time everything is there again.
+fn there_and_back(mut node: Node, cases: &[Case]) {
     let names: Vec<_> = cases.iter().map(|case| case.name.as_str()).collect();
 
     node.start();
-    for case in &cases {
+    node.wait_role("primary");
+    for case in cases {
         case.writer.exec(&node.file(&case.name), &(create(case) + &write(case, 1)));
     }
-    let before = state(&node, &cases);
+    let before = state(&node, cases);
     node.stop();
     node.wipe_data();
 
     node.start();
-    check(&node, &cases, &before);
-    for case in &cases {
+    node.wait_role("primary");
+    check(&node, cases, &before);
+    for case in cases {
         case.writer.exec(&node.file(&case.name), &write(case, 2));
     }
-    let before = state(&node, &cases);
+    let before = state(&node, cases);
     node.wait_archived(&names);
     node.kill();
     node.wipe_data();
 
     node.start();
-    check(&node, &cases, &before);
+    node.wait_role("primary");
+    check(&node, cases, &before);
     // An intact disk: nothing may be lost whatever the archive has.
-    for case in &cases {
+    for case in cases {
         case.writer.exec(&node.file(&case.name), &write(case, 3));
     }
-    let before = state(&node, &cases);
+    let before = state(&node, cases);
     node.kill();
 
     node.start();
-    check(&node, &cases, &before);
+    node.wait_role("primary");
+    check(&node, cases, &before);
     node.stop();
 }
 
@@ -153,6 +162,19 @@ fn everything_comes_back_onto_an_empty_disk_with_passthrough() {
 #[test]
 fn everything_comes_back_onto_an_empty_disk_without_passthrough() {
     round_trip("round-trip-off", false);
+}
+
+#[test]
+fn everything_comes_back_onto_an_empty_disk_from_minio() {
+    let Some(minio) = Outside::minio() else { return };
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new("round-trip-minio");
+    let prefix = scratch.path().file_name().expect("a name").to_string_lossy().into_owned();
+    let (lease, env) = ("type = \"storage\"\nttl = \"10s\"", minio.environment().to_vec());
+    let node = Node::new(scratch.path(), Settings { lease, env, ..Settings::default() });
+    there_and_back(node.with_archive_url(&minio.url_of(&prefix)), &matrix(&[4096]));
 }
 
 /// Rows 1..=n, nothing missing in between: the number of transactions that are there.

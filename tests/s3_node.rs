@@ -6,17 +6,26 @@ mod s3_server;
 mod support;
 
 use std::io::{Read as _, Write as _};
-use std::time::Duration;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use litefs::object::{ObjectStore as _, S3Store};
+use litefs::words::{Clock as _, SystemClock};
+use rusqlite::Connection;
+use rustix::process::Signal;
 use s3_server::{ANY, Quirks, S3Server, Trouble};
-use support::drivers::Driver;
+use support::drivers::{self, Driver};
 use support::line::Line;
-use support::{Node, Outside, Scratch, Settings, can_mount, wait_for};
+use support::{Node, Outside, Scratch, Settings, can_mount, process, wait_for};
 
 const ALWAYS: u64 = u64::MAX;
 const STATIC: &str = "type = \"static\"";
 const STORAGE: &str = "type = \"storage\"\nttl = \"3s\"";
+/// Held for longer than a busy machine takes for a few transactions.
+const LONGER: &str = "type = \"storage\"\nttl = \"10s\"";
+/// Holds the lease only while there is something to write.
+const RESTING: &str = "type = \"storage\"\nttl = \"3s\"\nrelease-on-idle = \"5s\"";
 
 fn environment() -> Vec<(String, String)> {
     S3Server::environment().map(|(name, value)| (name.to_owned(), value.to_owned())).into()
@@ -28,6 +37,42 @@ fn node(scratch: &Scratch, name: &str, lease: &'static str, url: &str) -> Node {
     std::fs::create_dir_all(&dir).expect("create the node's directory");
     let settings = Settings { lease, env: environment(), ..Settings::default() };
     Node::new(&dir, settings).with_archive_url(url)
+}
+
+/// A part of a bucket of its own: on MinIO, or where there is none on the test's own server.
+struct Bucket {
+    url: String,
+    env: Vec<(String, String)>,
+    _server: Option<S3Server>,
+}
+
+impl Bucket {
+    fn new(scratch: &Scratch) -> Bucket {
+        let prefix = scratch.path().file_name().expect("a name").to_string_lossy().into_owned();
+        match Outside::minio() {
+            Some(minio) => {
+                Bucket { url: minio.url_of(&prefix), env: minio.environment().to_vec(), _server: None }
+            }
+            None => {
+                let server = S3Server::start();
+                Bucket { url: server.url(&prefix), env: environment(), _server: Some(server) }
+            }
+        }
+    }
+
+    /// A node there, over a line of its own.
+    fn node(&self, scratch: &Scratch, name: &str, lease: &'static str) -> (Node, Line) {
+        let line = Line::to(&Line::end_of(&self.url));
+        let mut node = node(scratch, name, lease, &line.url(&self.url));
+        node.settings.env.clone_from(&self.env);
+        (node, line)
+    }
+
+    /// Runs `litefs` on it.
+    fn litefs(&self, args: &[&str]) -> process::Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_litefs"));
+        process::run(command.args(args).args(["--storage", &self.url]).envs(self.env.iter().cloned()))
+    }
 }
 
 /// The keys in the server's bucket.
@@ -194,7 +239,7 @@ fn two_clusters_cannot_share_one_prefix() {
 fn keys_that_expire_in_the_middle_stop_uploads_and_lose_nothing() {
     assert!(can_mount(), "this test needs /dev/fuse and root");
     let scratch = Scratch::new("s3-expire");
-    for lease in [STATIC, STORAGE] {
+    for lease in [STATIC, LONGER] {
         let server = S3Server::start();
         let name = if lease == STATIC { "static" } else { "storage" };
         let mut node = node(&scratch, name, lease, &server.url("p"));
@@ -211,15 +256,22 @@ fn keys_that_expire_in_the_middle_stop_uploads_and_lose_nothing() {
             assert_eq!(status["archive"]["state"], "unreachable", "{status}");
             assert!(status["archive"]["error"].as_str().is_some_and(|why| why.contains("have expired")));
             insert(&node, 20..30);
+            assert!(node.status()["archive"]["unarchived"].as_u64() >= Some(10), "{}", node.status());
             server.heal();
-            node.wait_archived(&["app.db"]);
-            node.stop();
-            node.wipe_data();
         } else {
-            // Without the storage there is no lease, and without a lease no primary.
-            node.kill();
+            // Without the storage there is no lease, and without a lease no primary: reads
+            // go on, and what was committed waits.
+            node.wait_role("replica");
+            assert_eq!(count(&node), "20");
             server.heal();
+            node.wait_role("primary");
         }
+        node.wait_archived(&["app.db"]);
+        let log = node.log();
+        let said = |what: &str| log.matches(what).count();
+        assert!(said("the archive cannot be written") <= 1, "once for each change of state: {log}");
+        node.stop();
+        node.wipe_data();
         node.start();
         assert_eq!(count(&node), if lease == STATIC { "30" } else { "20" });
         node.stop();
@@ -227,41 +279,366 @@ fn keys_that_expire_in_the_middle_stop_uploads_and_lose_nothing() {
 }
 
 #[test]
-fn an_idle_node_asks_for_nothing_but_its_lease() {
+fn an_idle_minute_costs_the_renewals_of_the_lease_and_with_release_on_idle_nothing() {
     assert!(can_mount(), "this test needs /dev/fuse and root");
-    let scratch = Scratch::new("s3-idle");
-    let server = S3Server::start();
-    let mut holder = node(&scratch, "holder", STORAGE, &server.url("held"));
-    let mut alone = node(&scratch, "alone", STATIC, &server.url("alone"));
-    for node in [&mut holder, &mut alone] {
+    let scratches = ["s3-idle-holder", "s3-idle-static", "s3-idle-resting"].map(Scratch::new);
+    let buckets = scratches.each_ref().map(Bucket::new);
+    let leases = [STORAGE, STATIC, RESTING];
+    let mut nodes: Vec<(Node, Line)> =
+        (0..3).map(|n| buckets[n].node(&scratches[n], "node", leases[n])).collect();
+    for (node, _) in &mut nodes {
         node.start();
+        node.wait_primary().expect("it is the primary");
         insert(node, 0..10);
         node.wait_archived(&["app.db"]);
         // Reading, opening and closing are idle too.
         assert_eq!(count(node), "10");
     }
-    let counted = |node: &Node| node.status()["archive"]["requests"].clone();
-    let before = [counted(&holder), counted(&alone)];
-    server.take_requests();
-    let mut requests = Vec::new();
-    wait_for("the lease is renewed", || {
-        requests.extend(server.take_requests());
-        (requests.len() >= 5).then_some(())
+    let [(holder, held), (alone, quiet), (resting, silent)] = &nodes[..] else { panic!("three nodes") };
+    resting.wait_role("replica");
+    wait_for("the node that let its lease go has looked once more", || {
+        silent.take();
+        std::thread::park_timeout(Duration::from_secs(2));
+        let last = silent.take();
+        last.is_empty().then_some(())
     });
-    assert!(requests.iter().all(|request| request == "PutObject held/lease.json"), "{requests:?}");
-    let after = [counted(&holder), counted(&alone)];
-    assert_eq!(after[1], before[1]);
-    let renewals = |requests: &serde_json::Value| requests["lease"].as_u64().expect("a number");
-    assert!(renewals(&after[0]) >= renewals(&before[0]) + 4, "status has them: {after:?}");
-    let rest = |mut requests: serde_json::Value| {
+    let requests = |node: &Node| node.status()["archive"]["requests"].clone();
+    let before = [requests(holder), requests(alone), requests(resting)];
+    for line in [held, quiet, silent] {
+        line.take();
+    }
+    // One a second: a third of the time to live.
+    let (begin, mut renewals) = (Instant::now(), Vec::new());
+    wait_for("a minute of renewals", || {
+        renewals.extend(held.take());
+        (renewals.len() >= 60).then_some(())
+    });
+    println!(
+        "in {:.1?}: {} requests of the holder, {} with a static lease, {} with release-on-idle",
+        begin.elapsed(),
+        renewals.len(),
+        quiet.take().len(),
+        silent.take().len()
+    );
+    let other =
+        renewals.iter().find(|asked| !asked.what.starts_with("PUT ") || !asked.what.contains("/lease.json"));
+    assert_eq!(other, None);
+    let after = [requests(holder), requests(alone), requests(resting)];
+    assert_eq!(after[1..], before[1..], "nothing at all");
+    let of_lease = |requests: &serde_json::Value| requests["lease"].as_u64().expect("a number");
+    assert!(of_lease(&after[0]) >= of_lease(&before[0]) + 59, "status has them: {after:?}");
+    let rest = |requests: &serde_json::Value| {
+        let mut requests = requests.clone();
         requests["lease"].take();
         requests
     };
-    assert_eq!(rest(after[0].clone()), rest(before[0].clone()));
+    assert_eq!(rest(&after[0]), rest(&before[0]));
     let metrics = String::from_utf8(holder.get("/metrics").body).expect("text");
     assert!(metrics.contains("litefs_archive_requests{kind=\"lease\"}"), "{metrics}");
-    holder.stop();
-    alone.stop();
+    nodes.iter_mut().for_each(|(node, _)| node.stop());
+}
+
+#[test]
+fn a_replica_asks_the_archive_for_the_next_segment_and_lists_nothing() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    let scratch = Scratch::new("s3-follows");
+    let bucket = Bucket::new(&scratch);
+    // Not advertised: there is no stream.
+    let (mut first, _) = bucket.node(&scratch, "first", LONGER);
+    first.start();
+    first.wait_primary().expect("it is the primary");
+    insert(&first, 0..10);
+    first.wait_archived(&["app.db"]);
+    let (mut second, line) = bucket.node(&scratch, "second", LONGER);
+    second.start();
+    second.wait_role("replica");
+    line.take();
+    for round in 1..4 {
+        insert(&first, round * 10..round * 10 + 10);
+        wait_for("the replica follows", || (count(&second) == (round * 10 + 10).to_string()).then_some(()));
+    }
+    let asked = line.take();
+    let is_frugal = |what: &str| {
+        // Upkeep may have taken segments away: then the manifest says so.
+        let keys = ["/log/", "/lease.json", "/manifest.json", "/db/"];
+        what.starts_with("GET ") && keys.iter().any(|key| what.contains(key)) && !what.contains("list-type")
+    };
+    assert!(asked.iter().any(|asked| asked.what.contains("/log/")), "{asked:?}");
+    let other = asked.iter().find(|asked| !is_frugal(&asked.what));
+    assert_eq!(other, None);
+    second.stop();
+    first.stop();
+}
+
+#[test]
+fn history_restore_and_verify_read_what_a_running_node_is_writing() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    let scratch = Scratch::new("s3-point-in-time");
+    let bucket = Bucket::new(&scratch);
+    let (mut node, _) = bucket.node(&scratch, "node", LONGER);
+    node.start();
+    node.wait_primary().expect("it is the primary");
+    insert(&node, 0..10);
+    let moment = SystemClock.now();
+    // The next transaction is of a later millisecond.
+    wait_for("the clock to go on", || (SystemClock.now() > moment).then_some(()));
+    insert(&node, 10..20);
+    node.wait_archived(&["app.db"]);
+    let restore = |file: &str, args: &[&str]| {
+        let path = scratch.join(file);
+        let output = path.display().to_string();
+        let output =
+            bucket.litefs(&[&["restore", "--name", "app.db", "-o", &output, "--force"], args].concat());
+        assert_eq!(output.code(), Some(0), "{args:?}: {}", output.stderr);
+        assert_eq!(drivers::integrity(&path), "ok");
+        let found = Driver::Program.query(&path, "SELECT n FROM t ORDER BY n");
+        found.lines().map(|line| line.parse::<u32>().expect("a number")).collect::<Vec<_>>()
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writes = scope.spawn(|| {
+            let connection = Connection::open(node.file("app.db")).expect("open the database");
+            connection.busy_timeout(support::PATIENCE).expect("set the timeout");
+            let mut next = 20;
+            while !stop.load(Ordering::Relaxed) {
+                connection.execute("INSERT INTO t VALUES(?1)", [next]).expect("write");
+                next += 1;
+            }
+            next
+        });
+        for _ in 0..3 {
+            let verify = bucket.litefs(&["verify", "--deep"]);
+            assert_eq!(verify.code(), Some(0), "{}{}", verify.stdout, verify.stderr);
+            assert_eq!(
+                restore("then.db", &["--timestamp", &moment.to_string()]),
+                (0..10).collect::<Vec<_>>()
+            );
+            let latest = restore("latest.db", &[]);
+            assert!(latest.len() >= 20);
+            assert_eq!(latest, (0..latest.len() as u32).collect::<Vec<_>>());
+            let history = bucket.litefs(&["history", "--name", "app.db", "--json"]);
+            assert_eq!(history.code(), Some(0), "{}", history.stderr);
+            let points: serde_json::Value = serde_json::from_str(&history.stdout).expect("JSON");
+            let points = points.as_array().expect("points");
+            assert!(points.len() > latest.len(), "one for each transaction");
+            let moment = moment.to_string();
+            let before = points.iter().filter(|point| point["time"].as_str() <= Some(&*moment)).count();
+            assert_eq!(before, 11, "the table and ten rows: {points:?}");
+            // To a transaction in the middle, as the list names it.
+            let txid = points[before + 4]["txid"].as_str().expect("a TXID").to_owned();
+            assert_eq!(restore("there.db", &["--txid", &txid]), (0..15).collect::<Vec<_>>());
+        }
+        stop.store(true, Ordering::Relaxed);
+        let next: u32 = writes.join().expect("the writer");
+        assert!(next > 20, "it wrote meanwhile");
+    });
+    node.stop();
+    let verify = bucket.litefs(&["verify", "--deep"]);
+    assert_eq!(verify.code(), Some(0), "{}{}", verify.stdout, verify.stderr);
+}
+
+#[test]
+fn under_load_one_put_a_tick_whatever_the_number_of_databases() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    const DATABASES: usize = 20;
+    const TICK: Duration = Duration::from_millis(500);
+    let scratch = Scratch::new("s3-ticks");
+    let server = S3Server::start();
+    let mut node = node(&scratch, "node", STATIC, &server.url("p"));
+    node.settings.sync_interval = "500ms";
+    node.start();
+    let connections: Vec<Connection> = (0..DATABASES)
+        .map(|n| {
+            let connection = Connection::open(node.file(&format!("{n}.db"))).expect("open a database");
+            connection.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(n)").expect("prepare");
+            connection
+        })
+        .collect();
+    let is_log = |key: &str| key.starts_with("p/log/");
+    let (mut commits, mut puts) = (0, Vec::new());
+    server.take_stored();
+    let begin = Instant::now();
+    while puts.len() < 8 {
+        for connection in &connections {
+            connection.execute("INSERT INTO t VALUES(1)", []).expect("write");
+            commits += 1;
+        }
+        puts.extend(server.take_stored().into_iter().filter(|(key, _)| is_log(key)));
+    }
+    let took = begin.elapsed();
+    println!("{commits} commits of {DATABASES} databases in {took:.1?}: {} puts to the log", puts.len());
+    // The first may have been due when the count began.
+    assert!(puts.len() as u128 <= took.as_millis() / TICK.as_millis() + 2, "{} in {took:?}", puts.len());
+    assert!(commits >= puts.len() * 2, "{commits} commits were too few to share a put");
+    drop(connections);
+    node.stop();
+}
+
+#[test]
+fn a_storage_that_takes_its_time_holds_up_no_commit() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    let scratch = Scratch::new("s3-slow");
+    let server = S3Server::start();
+    let mut node = node(&scratch, "node", LONGER, &server.url("p"));
+    node.start();
+    node.wait_primary().expect("it is the primary");
+    insert(&node, 0..10);
+    node.wait_archived(&["app.db"]);
+    server.trouble("PutObject", "log/", ALWAYS, Trouble::Hold);
+    insert(&node, 10..20);
+    assert_eq!(count(&node), "20");
+    let status = node.status();
+    assert_eq!((&status["role"], &status["archive"]["state"]), (&"primary".into(), &"uploading".into()));
+    assert!(status["archive"]["unarchived"].as_u64() >= Some(1), "{status}");
+    assert_eq!(node.get("/health").status, 200, "it serves");
+    server.heal();
+    node.wait_archived(&["app.db"]);
+    node.stop();
+    node.wipe_data();
+    node.start();
+    assert_eq!(count(&node), "20");
+    node.stop();
+}
+
+#[test]
+fn a_node_that_starts_while_its_storage_is_away_waits_and_says_so_once() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    let scratch = Scratch::new("s3-away");
+    let server = S3Server::start();
+    let mut node = node(&scratch, "node", STORAGE, &server.url("p"));
+    node.start();
+    insert(&node, 0..10);
+    node.stop();
+    for disk in ["kept", "lost"] {
+        if disk == "lost" {
+            node.wipe_data();
+        }
+        server.trouble(ANY, "", ALWAYS, Trouble::Refuse);
+        let before = node.log().len();
+        node.spawn();
+        let said = |node: &Node| {
+            let reply = node.try_get("/health")?;
+            let text = String::from_utf8_lossy(&reply.body).into_owned();
+            (reply.status == 503 && text.contains("waits for its archive") && text.contains("503"))
+                .then_some(())
+        };
+        wait_for("health says what the node waits for", || said(&node));
+        // A few tries, one line.
+        server.take_requests();
+        let mut tries = 0;
+        wait_for("the node tries again", || {
+            tries += server.take_requests().len();
+            (tries >= 8).then_some(())
+        });
+        assert!(!node.is_mounted(), "disk {disk}: it serves without its archive");
+        assert_eq!(node.log()[before..].matches("the archive cannot be used").count(), 1, "{}", node.log());
+        server.heal();
+        node.wait_primary().expect("it starts once the storage is there");
+        assert_eq!(count(&node), "10");
+        node.stop();
+    }
+}
+
+#[test]
+fn a_put_that_arrives_after_another_node_took_over_is_refused_by_the_storage() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    let scratch = Scratch::new("s3-late");
+    let server = S3Server::start();
+    let mut first = node(&scratch, "first", STORAGE, &server.url("p"));
+    let mut second = node(&scratch, "second", STORAGE, &server.url("p"));
+    first.start();
+    first.wait_primary().expect("it is the primary");
+    insert(&first, 0..10);
+    first.wait_archived(&["app.db"]);
+    // One put is on its way for as long as this test likes.
+    server.trouble("PutObject", "log/", 1, Trouble::Hold);
+    insert(&first, 10..20);
+    first.signal(Signal::STOP);
+    second.spawn();
+    second.wait_primary().expect("the second node takes over");
+    assert_eq!(count(&second), "10", "what the archive had");
+    insert(&second, 100..110);
+    second.wait_archived(&["app.db"]);
+    server.heal();
+    first.signal(Signal::CONT);
+    wait_for("the first node parks what it had and rejoins", || {
+        let log = first.log();
+        (log.contains("branch lost") && first.try_role()? == "replica").then_some(())
+    });
+    let parked = std::fs::read_dir(first.data().join("parked")).expect("a parked branch").next();
+    let branch = parked.expect("one").expect("listed").path().join("database");
+    assert_eq!(Driver::Program.query(&branch, "SELECT count(*) FROM t").trim(), "20");
+    wait_for("the first node follows", || (count(&first) == "20").then_some(()));
+    let mut keys: Vec<_> =
+        server.take_stored().into_iter().map(|(key, _)| key).filter(|key| key.contains("/log/")).collect();
+    keys.sort();
+    let twice = keys.windows(2).find(|pair| pair[0] == pair[1]);
+    assert_eq!(twice, None, "each number of the log is taken once");
+    second.stop();
+    first.wait_primary().expect("it is the primary again");
+    let rows = Driver::Program.query(&first.file("app.db"), "SELECT group_concat(n, ' ') FROM t");
+    let expected: Vec<String> = (0..10).chain(100..110).map(|n| n.to_string()).collect();
+    assert_eq!(rows.trim(), expected.join(" "));
+    first.stop();
+}
+
+#[test]
+fn a_replica_that_takes_over_at_once_judges_nothing_by_a_part_of_the_log() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    const SEGMENTS: u32 = 30;
+    let scratch = Scratch::new("s3-at-once");
+    let server = S3Server::start();
+    let advertised = |name: &str| node(&scratch, name, LONGER, &server.url("p")).advertised();
+    let (mut first, mut second) = (advertised("first"), advertised("second"));
+    first.start();
+    first.wait_primary().expect("it is the primary");
+    second.start();
+    second.wait_role("replica");
+    // By the stream it has all of it, and of the log it has read nothing.
+    for n in 0..SEGMENTS {
+        insert(&first, n..n + 1);
+        first.wait_archived(&["app.db"]);
+    }
+    wait_for("the replica follows", || (count(&second) == SEGMENTS.to_string()).then_some(()));
+    // To read it takes longer than to get the lease.
+    server.latency(Duration::from_millis(30));
+    first.stop();
+    second.wait_role("primary");
+    insert(&second, SEGMENTS..SEGMENTS + 1);
+    assert_eq!(count(&second), (SEGMENTS + 1).to_string());
+    let log = second.log();
+    assert!(!log.contains("starting over") && !log.contains("branch"), "{log}");
+    server.latency(Duration::ZERO);
+    second.stop();
+}
+
+#[test]
+fn minio_says_what_is_wrong_with_a_bucket_or_keys() {
+    let Some(minio) = Outside::minio() else { return };
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    let scratch = Scratch::new("minio-refusals");
+    let prefix = scratch.path().file_name().expect("a name").to_string_lossy().into_owned();
+    let good = minio.environment().to_vec();
+    let with = |at: usize| {
+        let mut env = good.clone();
+        "something-else".clone_into(&mut env[at].1);
+        env
+    };
+    let none = minio.url_of(&prefix).replacen("litefs-test/", "litefs-none/", 1);
+    let cases = [
+        ("bucket", none, good.clone(), "create the bucket"),
+        ("key", minio.url_of(&prefix), with(0), "check AWS_ACCESS_KEY_ID"),
+        ("secret", minio.url_of(&prefix), with(1), "check AWS_SECRET_ACCESS_KEY"),
+    ];
+    for (name, url, env, words) in cases {
+        let mut node = node(&scratch, name, STORAGE, &url);
+        node.settings.env = env;
+        node.spawn();
+        assert_eq!(node.wait_end().code(), Some(1), "{name}: {}", node.log());
+        assert!(node.log().contains(words), "{name}: {}", node.log());
+    }
+    let store = S3Store::new(minio.place(&prefix)).expect("a store");
+    assert!(store.list("", None).expect("list").is_empty(), "nothing is written");
 }
 
 #[test]
@@ -269,17 +646,8 @@ fn a_cold_start_waits_for_few_requests_one_after_the_other() {
     assert!(can_mount(), "this test needs /dev/fuse and root");
     const DATABASES: usize = 20;
     let scratch = Scratch::new("s3-cold");
-    let memory = S3Server::start();
-    let (url, env) = match Outside::minio() {
-        Some(minio) => {
-            let prefix = scratch.path().file_name().expect("a name").to_string_lossy().into_owned();
-            (minio.url_of(&prefix), minio.environment().to_vec())
-        }
-        None => (memory.url("p"), environment()),
-    };
-    let line = Line::to(&Line::end_of(&url));
-    let mut node = node(&scratch, "node", STORAGE, &line.url(&url));
-    node.settings.env = env;
+    let bucket = Bucket::new(&scratch);
+    let (mut node, line) = bucket.node(&scratch, "node", STORAGE);
     node.start();
     for n in 0..DATABASES {
         let fill = "CREATE TABLE t(n INTEGER PRIMARY KEY, x); INSERT INTO t VALUES(1, randomblob(5000000));";

@@ -69,6 +69,55 @@ fn a_server_that_stays_overloaded_is_out_of_reach() {
 }
 
 #[test]
+fn the_failures_of_one_store_use_up_no_retries_of_another() {
+    let server = S3Server::start();
+    let (troubled, other) = (open(&server), S3Store::new(server.place("q")).expect("a store"));
+    server.trouble("GetObject", "p/", ALWAYS, Trouble::Refuse);
+    // Each retry costs a part of a stock (the SDK's token bucket) that is used up by this.
+    std::thread::scope(|scope| {
+        for _ in 0..60 {
+            scope.spawn(|| troubled.get("x").expect_err("refused"));
+        }
+    });
+    let retried = server.take_requests().len();
+    assert!(retried < 60 * 4, "{retried} requests: the stock is not used up");
+    server.trouble("GetObject", "q/", 3, Trouble::Refuse);
+    assert!(other.get("x").expect("the fourth time").is_none());
+}
+
+#[test]
+fn no_more_than_sixteen_parts_are_read_at_a_time() {
+    let server = S3Server::start();
+    let store = open(&server);
+    put(&store, "x", PutCond::Always).expect("put");
+    server.latency(Duration::from_millis(20));
+    std::thread::scope(|scope| {
+        for _ in 0..60 {
+            scope.spawn(|| store.get_range("x", 1, 2).expect("a part"));
+        }
+    });
+    assert!((2..=16).contains(&server.most_reads()), "{} at a time", server.most_reads());
+}
+
+#[test]
+fn a_slow_listing_holds_up_nothing_else() {
+    let server = S3Server::start();
+    let store = open(&server);
+    server.trouble("ListObjectsV2", "", ALWAYS, Trouble::Hold);
+    std::thread::scope(|scope| {
+        let list = scope.spawn(|| store.list("", None).expect("late, and whole"));
+        while !server.take_requests().iter().any(|request| request.starts_with("List")) {
+            std::thread::yield_now();
+        }
+        put(&store, "x", PutCond::IfAbsent).expect("put");
+        assert!(store.get("x").expect("get").is_some());
+        assert!(!list.is_finished());
+        server.heal();
+        assert_eq!(list.join().expect("the listing").len(), 1);
+    });
+}
+
+#[test]
 fn a_conflict_is_tried_again_until_it_is_decided() {
     let server = S3Server::start();
     let store = open(&server);

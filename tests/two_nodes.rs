@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -132,6 +133,36 @@ fn a_node_that_slept_through_its_lease_parks_what_it_acknowledged_and_rejoins() 
     first.wait_primary().expect("the first node is the primary again");
     assert_eq!(numbers(&connect(&first)), chain);
     first.stop();
+}
+
+#[test]
+fn a_stop_that_comes_while_a_node_starts_over_is_not_lost() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    for _ in 0..3 {
+        let scratch = Scratch::new("two-nodes-over");
+        let (mut first, mut second) = (node(scratch.path(), "first"), node(scratch.path(), "second"));
+        first.settings.sync_interval = "3600s";
+        first.start();
+        assert_eq!(insert(&connect(&first), 0..40).len(), 40);
+        second.spawn();
+        first.signal(Signal::STOP);
+        second.wait_primary().expect("the second node takes over");
+        assert_eq!(insert(&connect(&second), 100..110).len(), 10);
+        second.wait_archived(&["app.db"]);
+        first.signal(Signal::CONT);
+        wait_for("the first node starts over", || {
+            first.log().contains("starting over as a replica").then_some(())
+        });
+        // Before, while, or after the program is started anew.
+        first.signal(Signal::TERM);
+        let status = first.wait_end();
+        assert!(status.code() == Some(0) || status.signal() == Some(15), "it ended with {status:?}");
+        first.start();
+        first.wait_role("replica");
+        assert!(first.data().join("parked").exists(), "its branch is parked then, at the latest");
+        second.stop();
+        first.stop();
+    }
 }
 
 #[test]

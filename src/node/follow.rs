@@ -20,7 +20,7 @@ use crate::words::{DbName, NodeId};
 
 use super::NodeError;
 use super::align::{Aim, How, align};
-use super::join::{Joined, waits};
+use super::join::{Joined, waits_serving};
 use super::live::{Follower, Lead, Live, Over};
 use super::run::{Node, Notice};
 use super::service::NodeService;
@@ -344,11 +344,12 @@ impl Thread {
             match joined.archive.advance(&mut joined.head) {
                 Ok(true) => news = true,
                 Ok(false) => break,
-                Err(error) if waits(&error) => return Look::Again(error.to_string()),
+                Err(error) if waits_serving(&error) => return Look::Again(error.to_string()),
                 Err(error) => return Look::Failed(error.into()),
             }
             if self.shared.stops() {
-                break;
+                // Not at the head yet: nothing is to be judged by where this is.
+                return Look::Nothing;
             }
         }
         let behind = joined.head.databases().iter().any(|(name, standing)| {
@@ -460,7 +461,7 @@ impl Follower for Thread {
 
 fn judge(error: NodeError) -> Look {
     match error {
-        NodeError::Archive(error) if waits(&error) => Look::Again(error.to_string()),
+        NodeError::Archive(error) if waits_serving(&error) => Look::Again(error.to_string()),
         NodeError::Archive(crate::archive::ArchiveError::Cancelled) => Look::Nothing,
         // An application reads, or is about to roll back: the next look.
         NodeError::Database(error @ crate::db::DbError::Busy { .. }) => {

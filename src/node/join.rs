@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use crate::archive::{Archive, ArchiveError, Head, Progress, PutError, Writer};
 use crate::lease::{Holder, Lease, Standing, Want};
-use crate::object::check_conditions;
+use crate::object::{ObjectErrorKind, check_conditions};
 use crate::words::{DbName, Epoch};
 
 use super::align::{Aim, Aligned, How, align};
 use super::encode::{Style, whole};
 use super::run::Node;
+use super::service::Stage;
 use super::{LeaseChoice, NodeError, OnUnreachable};
 
 /// How long to wait before the storage is tried again, at first and at most.
@@ -234,6 +235,11 @@ impl Node {
         }
     }
 
+    fn waits(&self, error: &ArchiveError) -> bool {
+        let serves = self.service.parts(|parts| parts.stage == Stage::Serving);
+        if serves { waits_serving(error) } else { waits(error) }
+    }
+
     fn check_cluster(&self, archive: &Archive) -> Result<(), NodeError> {
         match self.store.cluster() {
             Some(local) if local != archive.cluster() => Err(NodeError::OtherCluster {
@@ -294,7 +300,7 @@ impl Node {
                     return Ok(value);
                 }
                 Err(ArchiveError::Cancelled) if give_up() => return Err(NodeError::Stopped),
-                Err(error) if !waits(&error) => return Err(error.into()),
+                Err(error) if !self.waits(&error) => return Err(error.into()),
                 Err(error) => {
                     if !said {
                         tracing::warn!(%error, "the archive cannot be used: waiting for it");
@@ -325,6 +331,12 @@ fn reason(standing: &Standing) -> String {
 
 /// Whether waiting may mend it: the storage is out of reach, or upkeep took away what
 /// was about to be read.
-pub(super) fn waits(error: &ArchiveError) -> bool {
+fn waits(error: &ArchiveError) -> bool {
     error.is_transient() || error.is_outdated()
+}
+
+/// As `waits`, for a node that serves: it goes on while the storage refuses it (rights,
+/// credentials that have expired, this machine's clock), which is mended from outside.
+pub(super) fn waits_serving(error: &ArchiveError) -> bool {
+    waits(error) || matches!(error, ArchiveError::Object(error) if error.kind == ObjectErrorKind::Refused)
 }

@@ -25,8 +25,9 @@ use super::join::Joined;
 use super::run::{Node, Notice, Outcome, Part, RELEASE, Serving};
 use super::{LeaseChoice, NodeError};
 
-/// How often a node that waits for the lease looks at it, at most.
-const LONGEST_POLL: Duration = Duration::from_secs(2);
+/// How seldom a node that waits for the lease looks at it, at the most: a lease that was
+/// released without a word (no stream to its holder) is to be had within a second.
+const LONGEST_POLL: Duration = Duration::from_millis(500);
 
 /// Longer than any term: whatever happens to a lease wakes who waits for it.
 const A_LONG_TIME: Duration = Duration::from_secs(1 << 30);

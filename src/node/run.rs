@@ -11,12 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
 use crate::exec::{self, Supervisor};
 use crate::fuse::Mount;
 use crate::lease::{Lease, Want};
 use crate::object::{Counted, ObjectStore};
+use crate::peer::wire::Ending;
 use crate::peer::{Event, Events, Server, ServerOptions, TxData, serve};
 use crate::proxy::{self, Proxy};
 use crate::store::{Role, Store, StoreOptions};
@@ -70,27 +72,43 @@ pub(super) enum Notice {
 /// commands, else 0.
 pub fn run(options: NodeOptions) -> Result<Outcome, NodeError> {
     let (notices, inbox) = mpsc::channel();
-    let stop = Arc::new(AtomicBool::new(false));
-    listen_for_signals(notices.clone(), Arc::clone(&stop))?;
+    let (stop, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    listen_for_signals(notices.clone(), &stop, &over)?;
     raise_file_limit();
-    let node = Arc::new(Node::open(options, notices, stop)?);
+    let node = Arc::new(Node::open(options, notices, Arc::clone(&stop))?);
     let result = node.serve(&inbox);
-    node.close(result)
+    match node.close(result) {
+        Ok(Outcome::Rejoin) => {
+            // Who was told to stop meanwhile does not start over; and from here on the
+            // signal itself ends the process.
+            over.store(true, Ordering::SeqCst);
+            Ok(if stop.load(Ordering::SeqCst) { Outcome::Exit(0) } else { Outcome::Rejoin })
+        }
+        result => result,
+    }
 }
 
-fn listen_for_signals(notices: mpsc::Sender<Notice>, stop: Arc<AtomicBool>) -> Result<(), NodeError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2])
-        .map_err(NodeError::io("listening for signals"))?;
+fn listen_for_signals(
+    notices: mpsc::Sender<Notice>,
+    stop: &Arc<AtomicBool>,
+    over: &Arc<AtomicBool>,
+) -> Result<(), NodeError> {
+    let failed = || NodeError::io("listening for signals");
+    for signal in [SIGTERM, SIGINT, SIGQUIT] {
+        // In the handler itself, in this order: one of the two is seen.
+        flag::register(signal, Arc::clone(stop)).map_err(failed())?;
+        flag::register_conditional_default(signal, Arc::clone(over)).map_err(failed())?;
+    }
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2]).map_err(failed())?;
     let listen = move || {
         for signal in signals.forever() {
-            stop.fetch_or(matches!(signal, SIGTERM | SIGINT | SIGQUIT), Ordering::AcqRel);
             if notices.send(Notice::Signal(signal)).is_err() {
                 return;
             }
         }
     };
     let thread = std::thread::Builder::new().name("litefs-signals".to_owned());
-    thread.spawn(listen).map(drop).map_err(NodeError::io("listening for signals"))
+    thread.spawn(listen).map(drop).map_err(failed())
 }
 
 /// A node with its data directory open and its API answering.
@@ -193,9 +211,7 @@ impl Node {
     fn serve(self: &Arc<Node>, inbox: &mpsc::Receiver<Notice>) -> Result<Outcome, NodeError> {
         let lease = self.lease()?;
         let result = self.serve_with(&lease, inbox);
-        // Nothing of this node is under way any more: the next one may begin.
-        lease.want(Want::Nothing);
-        lease.wait(RELEASE, &mut |standing| !standing.busy);
+        release(lease.as_ref());
         result
     }
 
@@ -379,7 +395,14 @@ impl Node {
             }
         }
         match part {
-            Part::Primary(reign) => self.drain(reign, code, deadline),
+            Part::Primary(reign) => {
+                let feeds = reign.feeds.clone();
+                let code = self.drain(reign, code, deadline);
+                release(serving.lease.as_ref());
+                // Who follows looks at the lease as soon as the stream is over.
+                feeds.end(Ending::Stopping);
+                code
+            }
             Part::Replica(_) | Part::None => code,
         }
     }
@@ -421,6 +444,12 @@ impl Node {
         };
         saved.map_err(NodeError::from).and(code)
     }
+}
+
+/// Nothing of this node is under way any more: the next one may begin.
+fn release(lease: &dyn Lease) {
+    lease.want(Want::Nothing);
+    lease.wait(RELEASE, &mut |standing| !standing.busy);
 }
 
 /// Whether the archive is still this node's to write.

@@ -128,6 +128,11 @@ impl Node {
         self
     }
 
+    /// From the next start on, whether it tells other nodes where its API is.
+    pub fn set_advertised(&mut self, advertised: bool) {
+        self.advertised = advertised;
+    }
+
     /// From the next start on, another archive.
     pub fn set_archive_url(&mut self, url: &str) {
         self.url = Some(url.to_owned());
@@ -295,6 +300,11 @@ impl Node {
     pub fn get(&self, path: &str) -> api::Reply {
         api::request_with(self.addr, self.token(), "GET", path, b"")
             .unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// The same, if it answers.
+    pub fn try_get(&self, path: &str) -> Option<api::Reply> {
+        api::request_with(self.addr, self.token(), "GET", path, b"").ok()
     }
 
     /// A request to its API that changes something.

@@ -45,20 +45,7 @@ impl Bed {
         self.epoch += 1;
         let store = Arc::clone(&self.store) as Arc<dyn ObjectStore>;
         let lease = with_lease.then(|| {
-            let member = Member {
-                node: NodeId::new(1),
-                hostname: "n".to_owned(),
-                advertise_url: None,
-                proxy_url: None,
-            };
-            let times = (S * 10, S * 10 / 15);
-            let lease = SteppedLease::new(
-                Arc::clone(&store),
-                Arc::clone(&self.clock) as _,
-                member,
-                times,
-                self.epoch,
-            );
+            let lease = self.lease(Arc::clone(&store), 1, self.epoch);
             lease.want(Want::Hold { after: Epoch::new(self.epoch - 1) });
             while lease.standing().busy {
                 lease.step();
@@ -70,6 +57,17 @@ impl Bed {
         let archive = Archive::open_or_init(store, options).expect("an archive");
         let writer = Writer::seal(&archive, Epoch::new(self.epoch), NodeId::new(1)).expect("a writer");
         Up { lease, writer, last_put: None, waiting: Vec::new() }
+    }
+
+    /// The lease as a node reaches it, of ten seconds, looked at as often as nodes do.
+    fn lease(&self, store: Arc<dyn ObjectStore>, node: u64, seed: u64) -> SteppedLease {
+        let member = Member {
+            node: NodeId::new(node),
+            hostname: "n".to_owned(),
+            advertise_url: None,
+            proxy_url: None,
+        };
+        SteppedLease::new(store, Arc::clone(&self.clock) as _, member, (S * 10, S / 2), seed)
     }
 
     /// A quarter of a second.
@@ -165,6 +163,9 @@ fn what_a_day_costs() {
     assert!((3.0..4.5).contains(&idle), "an idle node renews its lease, and that is all");
     let idle = a_day("idle, static lease", run(false, 1, |_, _| 0));
     assert!(idle == 0.0, "with a static lease an idle node asks for nothing");
+    let waiting = standby();
+    assert_eq!(waiting.put.calls, 0);
+    a_day("another that waits for that lease", waiting);
     // Twenty-five writes in five seconds, at the hour and at half past.
     let bursts = |second: u32, _| if second % 1800 < 5 { 5 } else { 0 };
     a_day("50 writes an hour in two bursts, storage lease", run(true, 1, bursts));
@@ -174,6 +175,23 @@ fn what_a_day_costs() {
     let hundred = |second: u32, n: usize| u32::from(second as usize % 60 == n * 60 / 100);
     let many = a_day("100 databases at 1 write/min, static lease", run(false, 100, hundred));
     assert!(many < steady * 2.5, "one put a tick for any number of databases, and upkeep for each");
+}
+
+/// A second node, which waits for the lease of an idle one.
+fn standby() -> Totals {
+    const STEP: Duration = Duration::from_millis(50);
+    let mut bed = Bed::new();
+    let holder = bed.start(true).lease.expect("a lease");
+    let counted = Arc::new(Counted::new(Arc::clone(&bed.store) as Arc<dyn ObjectStore>));
+    let lease = bed.lease(Arc::clone(&counted) as _, 2, 2);
+    lease.want(Want::Hold { after: Epoch::new(1) });
+    for _ in 0..S.as_millis() / STEP.as_millis() * u128::from(hours() * HOUR) {
+        bed.clock.advance(STEP);
+        holder.step();
+        lease.step();
+    }
+    assert!(lease.standing().busy, "the first one still has it");
+    counted.totals()
 }
 
 /// A machine that is up for a minute twice an hour.

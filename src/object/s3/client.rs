@@ -157,11 +157,18 @@ async fn check_credentials(shared: &aws_config::SdkConfig) -> Result<(), (Object
 
 /// Cloudflare R2 and Tigris have one region, `auto`.
 fn has_region_auto(endpoint: &str) -> bool {
-    endpoint.contains(".r2.cloudflarestorage.com") || is_tigris(endpoint)
+    is_below(endpoint, "r2.cloudflarestorage.com") || is_tigris(endpoint)
 }
 
 fn is_tigris(endpoint: &str) -> bool {
-    ["tigris.dev", "storage.dev", "tigrisfiles.io"].iter().any(|host| endpoint.contains(host))
+    ["tigris.dev", "storage.dev", "tigrisfiles.io"].iter().any(|domain| is_below(endpoint, domain))
+}
+
+/// Whether the endpoint's host is in a domain.
+fn is_below(endpoint: &str, domain: &str) -> bool {
+    let url = url::Url::parse(endpoint).ok();
+    let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or_default();
+    host.strip_suffix(domain).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
 /// Does not use a connection again on which a request was refused: a server that answers
@@ -229,6 +236,47 @@ mod tests {
     fn providers_with_one_region_get_it_by_default() {
         assert!(has_region_auto("https://id.r2.cloudflarestorage.com"));
         assert!(has_region_auto("https://fly.storage.tigris.dev"));
+        assert!(has_region_auto("https://t3.storage.dev"));
         assert!(!has_region_auto("http://127.0.0.1:9000"));
+        assert!(!has_region_auto("https://mystorage.dev/tigris.dev"));
+    }
+
+    /// The head of the first request that a client with this interceptor sends.
+    fn first_request(interceptor: impl Intercept + 'static) -> String {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("its number"));
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let (mut request, mut block) = (Vec::new(), [0; 4096]);
+            while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+                let len = stream.read(&mut block).expect("a request");
+                request.extend_from_slice(&block[..len]);
+            }
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\netag: \"x\"\r\ncontent-length: 0\r\n\r\n")
+                .expect("an answer");
+            String::from_utf8(request).expect("text").to_lowercase()
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let config = Builder::new()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .region(Region::new("auto"))
+            .credentials_provider(Credentials::new("id", "secret", None, None, "litefs"))
+            .endpoint_url(endpoint)
+            .force_path_style(true)
+            .interceptor(interceptor);
+        let client = Client::from_conf(config.build());
+        runtime.block_on(client.get_object().bucket("b").key("k").send()).expect("the answer");
+        server.join().expect("the server")
+    }
+
+    #[test]
+    fn tigris_is_asked_for_consistency_in_a_header_that_is_signed() {
+        let request = first_request(TigrisConsistent);
+        assert!(request.contains("\r\nx-tigris-consistent: true\r\n"), "{request}");
+        let signed = request.split("signedheaders=").nth(1).and_then(|rest| rest.split(',').next());
+        assert!(signed.is_some_and(|names| names.contains("x-tigris-consistent")), "{request}");
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use litefs::words::Clock as _;
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
@@ -142,7 +143,43 @@ impl Buckets {
                 std::future::pending().await
             }
             Some(Trouble::Hang) => std::future::pending().await,
+            Some(Trouble::Hold) => {
+                self.healed().await;
+                deed.await.map(S3Response::new)
+            }
         }
+    }
+
+    /// Waits until all trouble is taken away.
+    async fn healed(&self) {
+        let held = || {
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.rules.iter().any(|rule| rule.trouble == Trouble::Hold)
+        };
+        while held() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Counts a read as long as the result lives.
+    fn reading(&self) -> Reading {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.reads += 1;
+        state.most_reads = state.most_reads.max(state.reads);
+        Reading(Arc::clone(&self.state))
+    }
+
+    fn stored(&self, key: &str) {
+        let now = litefs::words::SystemClock.elapsed();
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).stored.push((key.to_owned(), now));
+    }
+}
+
+struct Reading(Arc<Mutex<State>>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).reads -= 1;
     }
 }
 
@@ -197,6 +234,7 @@ impl S3 for Buckets {
             content.check(&input.key, &condition, quirks)?;
             let etag = etag_of(&body);
             let stored = Stored { body, etag: etag.clone(), metadata: input.metadata };
+            self.stored(&input.key);
             content.objects.insert(input.key, stored);
             Ok(PutObjectOutput { e_tag: Some(ETag::Strong(etag)), ..PutObjectOutput::default() })
         })
@@ -205,6 +243,7 @@ impl S3 for Buckets {
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
+        let _reading = self.reading();
         let trouble = self.enter("GetObject", &input.bucket, &input.key).await?;
         self.perform(trouble, async {
             let stored =

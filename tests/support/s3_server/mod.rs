@@ -35,6 +35,8 @@ pub enum Trouble {
     DoThenHang,
     /// No answer, nothing is done.
     Hang,
+    /// The deed waits until the trouble is taken away.
+    Hold,
     /// 409 ConditionalRequestConflict; nothing is done.
     Conflict,
     /// The content breaks off in the middle.
@@ -77,6 +79,11 @@ struct State {
     quirks: Quirks,
     latency: Duration,
     requests: Vec<String>,
+    /// Keys that were put, and when they were there.
+    stored: Vec<(String, Duration)>,
+    /// Objects that are read now, and the most that ever were.
+    reads: usize,
+    most_reads: usize,
 }
 
 /// The server; it ends when it is dropped.
@@ -173,6 +180,17 @@ impl S3Server {
     /// The requests until now, as `operation key`; forgotten by this.
     pub fn take_requests(&self) -> Vec<String> {
         std::mem::take(&mut self.state().requests)
+    }
+
+    /// The keys in the bucket that were put until now, and when (CLOCK_BOOTTIME); forgotten
+    /// by this.
+    pub fn take_stored(&self) -> Vec<(String, Duration)> {
+        std::mem::take(&mut self.state().stored)
+    }
+
+    /// How many objects were read at a time, at the most.
+    pub fn most_reads(&self) -> usize {
+        self.state().most_reads
     }
 
     /// The uploads that were begun and neither completed nor aborted.
