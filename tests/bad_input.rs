@@ -528,7 +528,7 @@ fn a_read_only_archive_is_waited_for_and_nothing_is_lost() {
         return;
     }
     let scratch = Scratch::new("read-only-archive");
-    let disk = SmallDisk::new(&scratch, 64 << 20);
+    let disk = SmallDisk::new(&scratch, "tmpfs", 64 << 20);
     let mut node =
         Node::new(scratch.path(), Settings::default()).with_archive(&scratch.join("small/archive"));
     node.start();
