@@ -100,6 +100,10 @@ pub struct Run {
     /// Run only if this node may become primary; else exit with 0
     #[arg(long)]
     pub if_candidate: bool,
+    /// Let the command write database DB here, though another node is the primary: its
+    /// applications wait meanwhile
+    #[arg(long, value_name = "DB", conflicts_with_all = ["promote", "if_primary"])]
+    pub halt: Option<String>,
     #[command(flatten)]
     pub remote: Remote,
     /// The command

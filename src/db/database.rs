@@ -1,7 +1,7 @@
 //! One database: its state in memory and the operations that do not depend on the
 //! journal mode. Capture is in `rollback` and `wal`.
 //!
-//! Locks, in this order: `hold`, `imaging`, `capturing`, `state`, `handles`, `readable`. `state` is held while the
+//! Locks, in this order: `hold`, `reserved`, `imaging`, `capturing`, `state`, `handles`, `readable`. `state` is held while the
 //! database file is written and while a transaction is captured; never while waiting
 //! for a request that the mount itself must answer: its threads take `state`, too.
 
@@ -34,12 +34,13 @@ pub struct Database {
     pub(super) has_wal: AtomicBool,
     /// Applications do not get it yet.
     pub(super) hidden: AtomicBool,
-    /// The journal was unlinked: its file is kept, empty, for the next one.
-    pub(super) retired: AtomicBool,
     /// The daemon's own connection where it keeps applications from writing.
     pub(super) hold: Mutex<Option<super::apply::Hold>>,
     /// A lock that outlives a failure: the file is between two positions.
     pub(super) alone: Mutex<Option<Box<dyn super::OwnFile>>>,
+    /// The lock by which applications wait while another node may write (rollback modes).
+    pub(super) reserved: Mutex<Option<Box<dyn super::OwnFile>>>,
+    pub(super) halt: super::halt::Halt,
     /// Whether frames count that their writer has not published yet.
     pub(super) ahead: AtomicBool,
     /// Whether only the daemon writes the WAL: there is nothing to capture.

@@ -55,6 +55,15 @@ pub enum DbError {
         /// The database.
         db: DbName,
     },
+    /// A commit under the halt lock that the primary did not take.
+    #[error(
+        "a commit to database {db} was not acknowledged: the primary did not say that it took it, and the halt lock is \
+         lost (its application sees a disk I/O error)"
+    )]
+    NotTaken {
+        /// The database.
+        db: DbName,
+    },
     /// The files contradict each other.
     #[error("database {db} is damaged: {what}")]
     Damaged {

@@ -15,9 +15,6 @@ use crate::sqlite::wal::WalHeader;
 use crate::sqlite::wal_index;
 use crate::words::{PageSize, Pgno, start_writing};
 
-/// How long a journal's file is that is kept: too short to say anything.
-pub(super) const KEPT_JOURNAL: u64 = 1;
-
 impl Database {
     /// Opens or creates one of the files for an application.
     ///
@@ -26,14 +23,10 @@ impl Database {
     /// errno must be EACCES, which SQLite reports at once as a read-only database.
     pub fn open(&self, kind: FileKind, how: OpenHow) -> Result<File, DbError> {
         let path = self.path(kind);
-        if how.write && kind == FileKind::Journal && !self.shared.writable() && !self.is_hot()? {
+        if how.write && kind == FileKind::Journal && !self.writable() && !self.is_hot()? {
             return Err(self.read_only());
         }
         let mut state = self.lock();
-        let retired = self.is_retired(kind);
-        if retired && !how.create {
-            return Err(DbError::io("open", &path)(io::ErrorKind::NotFound.into()));
-        }
         if kind == FileKind::Wal && how.create {
             // A transaction whose journal ended unseen comes before the first of the WAL.
             self.settle_rollback(&mut state)?;
@@ -42,13 +35,10 @@ impl Database {
             .read(true)
             .write(how.write)
             .create(how.create && how.write)
-            .create_new(how.exclusive && how.create && !retired)
+            .create_new(how.exclusive && how.create)
             .mode(how.mode & 0o7777)
             .open(&path)
             .map_err(DbError::io("open", &path))?;
-        if retired {
-            self.retired.store(false, Ordering::Release);
-        }
         match kind {
             FileKind::Journal if how.write => {
                 self.settle_rollback(&mut state)?;
@@ -144,7 +134,7 @@ impl Database {
         let mut state = self.state.try_lock().ok()?;
         let track = state.wal.as_ref()?;
         let captured = track.header.salt == index.salt && track.end.frames == index.frames;
-        (captured && !self.held.load(Ordering::Acquire))
+        (captured && !self.held.load(Ordering::Acquire) && !self.is_halted())
             .then(|| self.write_database(&mut state, offset, data))
     }
 
@@ -171,7 +161,7 @@ impl Database {
     }
 
     /// Whether a journal lies there that has to be rolled back before anyone can read.
-    fn is_hot(&self) -> Result<bool, DbError> {
+    pub(super) fn is_hot(&self) -> Result<bool, DbError> {
         let path = self.path(FileKind::Journal);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -194,8 +184,8 @@ impl Database {
     /// the rollback modes.
     fn before_write(&self, state: &mut State, offset: u64, len: u64) -> Result<(), DbError> {
         if self.is_checkpoint(state, offset, len) {
-            if self.held.load(Ordering::Acquire) {
-                // An application's checkpoint of what was applied: the log explains it.
+            if self.held.load(Ordering::Acquire) || self.is_halted() {
+                // An application's checkpoint on a replica: the log explains it.
                 self.shared.log.sync()?;
             }
             // SQLite makes the WAL durable before a checkpoint.
@@ -204,7 +194,7 @@ impl Database {
         }
         // A transaction that began before this node lost the right to write may be rolled
         // back: its journal's end is refused instead.
-        if !self.shared.writable() && state.nonce.is_none() {
+        if !self.writable() && state.nonce.is_none() {
             return Err(self.read_only());
         }
         // One that began before there was no room may go on.
@@ -265,7 +255,7 @@ impl Database {
         if size == now {
             return Ok(());
         }
-        if !self.shared.writable() && state.nonce.is_none() {
+        if !self.writable() && state.nonce.is_none() {
             return Err(self.read_only());
         }
         self.before_rollback_write(state)?;
@@ -336,49 +326,6 @@ impl Database {
             FileKind::Database => self.capture_copy(&mut self.lock(), false),
             FileKind::Wal | FileKind::Shm => Ok(()),
         }
-    }
-
-    /// Whether applications find no such file, though one is kept for the next time.
-    pub fn is_retired(&self, kind: FileKind) -> bool {
-        kind == FileKind::Journal && self.retired.load(Ordering::Acquire)
-    }
-
-    /// Whether applications find such a file.
-    pub fn has_file(&self, kind: FileKind) -> bool {
-        !self.is_retired(kind) && self.path(kind).exists()
-    }
-
-    /// Unlinks the journal as far as applications can see. What happens on the disk is
-    /// the commit of `journal_mode=TRUNCATE`: DELETE costs the file system a new inode for
-    /// each transaction, and the fsync of the directory that names it. Only where nobody
-    /// has the journal open: they would see the next one.
-    pub fn retire_journal(&self) -> Result<(), DbError> {
-        let path = self.path(FileKind::Journal);
-        let mut state = self.lock();
-        if state.nonce.is_some() {
-            self.end_journal(&mut state)?;
-        }
-        let journal = match state.journal.take() {
-            Some(journal) => journal,
-            None => {
-                let file = OpenOptions::new().write(true).open(&path);
-                Arc::new(file.map_err(DbError::io("open", &path))?)
-            }
-        };
-        self.handles().remove(&FileKind::Journal);
-        // Not to nothing: ext4 writes a file that was to the disk when it is next closed
-        // (auto_da_alloc), and the next truncation waits for that.
-        journal.set_len(KEPT_JOURNAL).map_err(DbError::io("truncate", &path))?;
-        self.retired.store(true, Ordering::Release);
-        drop(state);
-        self.shared.faults.pass("db.removed").map_err(DbError::io("truncate", path))
-    }
-
-    /// An empty journal says nothing: applications need not find it.
-    pub(super) fn retire_empty_journal(&self) {
-        let journal = fs::metadata(self.path(FileKind::Journal));
-        let empty = journal.is_ok_and(|file| file.len() <= KEPT_JOURNAL);
-        self.retired.store(empty, Ordering::Release);
     }
 
     /// Unlinks a file. Of the journal: the commit. Of the database: the drop.

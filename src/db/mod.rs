@@ -12,6 +12,7 @@ mod error;
 mod fence;
 mod files;
 mod group;
+mod halt;
 mod image;
 mod install;
 mod log;
@@ -30,6 +31,7 @@ pub use apply::{Brake, Hidden, LiveApply, Paused};
 pub use context::{LockTo, OwnFile, OwnMount, WAL_INDEX_HEADER, WalIndex};
 pub use database::{Captured, Database, OpenHow};
 pub use error::DbError;
+pub use halt::Forward;
 pub use image::Image;
 pub use install::{Applying, Goal, Incoming, Parked};
 pub use log::{

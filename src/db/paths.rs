@@ -95,4 +95,9 @@ impl Paths {
     pub fn applying(&self) -> PathBuf {
         self.dir.join("applying")
     }
+
+    /// There while applications of this node write under the halt lock.
+    pub fn halted(&self) -> PathBuf {
+        self.dir.join("halted")
+    }
 }

@@ -7,7 +7,8 @@
 //! again; what the WAL has of the position is copied into the database file; what that
 //! has beyond the position is captured; the WAL's further transactions are captured
 //! and copied, too. Where change sets were being applied (`apply`) the tail's pages are
-//! always written again, and the WAL says nothing that the log does not.
+//! always written again, and the WAL says nothing that the log does not; where applications
+//! wrote under the halt lock (`halt`), neither does what the log has as prepared.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -18,7 +19,6 @@ use std::sync::{Arc, Mutex};
 
 use super::database::{State, read_at_most};
 use super::dirty::Dirty;
-use super::files::KEPT_JOURNAL;
 use super::log::WalEnd;
 use super::saved::{Saved, sync_dir};
 use super::sums::Sums;
@@ -110,17 +110,17 @@ impl Database {
             imaging: Mutex::new(()),
             hold: Mutex::new(None),
             alone: Mutex::new(None),
+            reserved: Mutex::new(None),
+            halt: super::halt::Halt::default(),
             held: AtomicBool::new(false),
             ahead: AtomicBool::new(false),
             marked: AtomicBool::new(false),
             has_wal: AtomicBool::new(false),
             hidden: AtomicBool::new(false),
-            retired: AtomicBool::new(false),
             handles: Mutex::new(HashMap::new()),
             readable: Mutex::new(Pos::ZERO),
         };
         database.recover_files(&saved, tail, since, super_journal)?;
-        database.retire_empty_journal();
         database.show(database.pos());
         Ok(database)
     }
@@ -140,6 +140,8 @@ impl Database {
         // Change sets were being applied: the log says what is committed, and the
         // database file may be behind it.
         let applied = self.paths.applying().exists();
+        // What the log has as prepared waited for the primary, which sends it if it took it.
+        let halted = self.paths.halted().exists();
         if saved.incomplete {
             self.leave_incomplete(state)?;
             return self.remove_applying();
@@ -155,7 +157,7 @@ impl Database {
         let last_nonce = tail.committed.last().map_or(0, |change| change.meta.journal);
         let journal = self.recover_journal(state, last_nonce, super_journal)?;
         let behind = applied || since == Since::Reboot;
-        self.decide_prepared(state, &mut tail, behind, journal)?;
+        self.decide_prepared(state, &mut tail, behind && !halted, journal)?;
         if behind {
             self.redo(state, &tail.committed)?;
         }
@@ -175,8 +177,10 @@ impl Database {
     }
 
     fn remove_applying(&self) -> Result<(), DbError> {
-        let path = self.paths.applying();
-        remove_if_there(&path).map_err(DbError::io("remove", path))
+        for path in [self.paths.halted(), self.paths.applying()] {
+            remove_if_there(&path).map_err(DbError::io("remove", path))?;
+        }
+        Ok(())
     }
 
     /// A change set was prepared, and nothing in the log says what became of it.
@@ -324,7 +328,7 @@ impl Database {
         let read = DbError::io("read", path.clone());
         let len = file.metadata().map_err(DbError::io("read", &path))?.len();
         let Some(head) = journal::Header::read(&file).map_err(read)? else {
-            return Ok(if len > KEPT_JOURNAL { LeftJournal::Ended } else { LeftJournal::None });
+            return Ok(if len > 0 { LeftJournal::Ended } else { LeftJournal::None });
         };
         let committed = last_nonce != 0 && head.nonce == last_nonce;
         let superseded = journal::super_journal(&file, len)

@@ -128,7 +128,7 @@ impl Database {
     /// `ReadOnly` if it would be a commit, and this node lost the right to write since
     /// the transaction began: SQLite then rolls back.
     pub(super) fn end_journal(&self, state: &mut State) -> Result<(), DbError> {
-        if !self.shared.writable() {
+        if !self.writable() {
             let prepared = state.prepared.is_some();
             if prepared || (Self::pending(state) && self.build_rollback(state)?.is_some()) {
                 return Err(self.read_only());

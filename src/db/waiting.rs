@@ -13,20 +13,21 @@ use super::database::{Prepared, State};
 use super::waiting_wal::Frames;
 use super::{Batch, Committed, Database, DbError, Done, FileKind, Verdict};
 use crate::sqlite::journal;
-use crate::words::Pgno;
+use crate::words::{Pgno, Pos};
 
 /// What waits for the archive.
 pub(super) enum Waiting {
-    /// The prepared transaction that the rollback journal covers.
-    Journal,
+    /// The prepared transaction that the rollback journal covers, and where it leads.
+    Journal(Pos),
     /// One in the WAL.
     Frames(Box<Frames>),
 }
 
 impl Database {
-    /// Whether a commit counts only once the archive has it.
+    /// Whether a commit counts only once the archive has it, or, under the halt lock, the
+    /// primary.
     pub fn archive_first(&self) -> bool {
-        self.shared.archive_first()
+        self.shared.archive_first() || self.is_halted()
     }
 
     /// Hands the transaction to the archive that the fsync of the database file has
@@ -94,8 +95,8 @@ impl Database {
         let Some(prepared) = &state.prepared else { return Ok(false) };
         self.shared.faults.pass("archive.submit").map_err(DbError::io("capture", self.paths.dir()))?;
         let committed = prepared.committed();
-        state.waiting = Some(Waiting::Journal);
-        self.shared.listener.waits(committed, done);
+        state.waiting = Some(Waiting::Journal(committed.meta.post));
+        self.hand_over(committed, done);
         Ok(true)
     }
 
@@ -116,13 +117,13 @@ impl Database {
     /// What waited counts, or is taken back.
     ///
     /// # Errors
-    /// `NotArchived` where it is taken back.
+    /// `NotArchived` or `NotTaken` where it is taken back.
     pub fn conclude(&self, verdict: Verdict) -> Result<(), DbError> {
         let mut state = self.lock();
         match (state.waiting.take(), verdict) {
             (None, _) => Ok(()),
-            (Some(Waiting::Journal), Verdict::Archived) => self.end_waiting_journal(&mut state),
-            (Some(Waiting::Journal), Verdict::Refused) => Err(self.not_archived()),
+            (Some(Waiting::Journal(_)), Verdict::Archived) => self.end_waiting_journal(&mut state),
+            (Some(Waiting::Journal(_)), Verdict::Refused) => Err(self.not_archived()),
             (Some(Waiting::Frames(frames)), Verdict::Archived) => self.enter_frames(&mut state, *frames),
             (Some(Waiting::Frames(frames)), Verdict::Refused) => {
                 self.withdraw_frames(&mut state, &frames)?;
@@ -132,7 +133,8 @@ impl Database {
     }
 
     fn not_archived(&self) -> DbError {
-        DbError::NotArchived { db: self.name.clone() }
+        let db = self.name.clone();
+        if self.is_halted() { DbError::NotTaken { db } } else { DbError::NotArchived { db } }
     }
 
     /// The commit of what the journal covers: from here on nobody rolls it back.
@@ -166,7 +168,8 @@ impl Database {
         self.shared.log.append(&batch)?;
         self.enter_change(state, &prepared.change, prepared.place, prepared.afresh);
         state.captured += 1;
-        self.shared.listener.counts(prepared.committed());
+        self.tell_counts(prepared.committed());
+        self.show(state.pos);
         Ok(())
     }
 

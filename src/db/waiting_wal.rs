@@ -19,7 +19,7 @@ use crate::sqlite::ReadAt;
 use crate::sqlite::wal::{
     Authority, FRAME_HEADER_LEN, FrameHeader, HEADER_LEN, Transaction, WalHeader, next_transaction,
 };
-use crate::words::{PageSum, Pgno};
+use crate::words::{PageSum, Pgno, Pos};
 
 /// A transaction in the WAL that waits for the archive.
 pub(super) struct Frames {
@@ -37,6 +37,13 @@ pub(super) struct Ahead {
     pub headers: Vec<(u64, Vec<u8>)>,
     /// The size of the database with them.
     pub size: u32,
+}
+
+impl Frames {
+    /// Where the transaction leads.
+    pub fn post(&self) -> Pos {
+        self.prepared.change.meta.post
+    }
 }
 
 impl Database {
@@ -75,7 +82,19 @@ impl Database {
             let page = track.header.frame_offset(frame) + FRAME_HEADER_LEN as u64;
             offset < page + track.header.page_size.len() as u64 && page < offset + len
         });
-        if restarts || overwrites { self.take_back_ahead(&mut state) } else { Ok(()) }
+        if restarts || overwrites { self.overtake_ahead(&mut state) } else { Ok(()) }
+    }
+
+    /// Somebody is about to destroy what is ahead. Under the halt lock it is the primary's
+    /// already: whoever overtakes it fails, and finds it published the next time.
+    fn overtake_ahead(&self, state: &mut State) -> Result<(), DbError> {
+        if self.is_halted() {
+            return Err(DbError::Busy {
+                db: self.name.clone(),
+                what: "a transaction whose writer died is about to be published".to_owned(),
+            });
+        }
+        self.take_back_ahead(state)
     }
 
     /// Before the WAL goes or is emptied: nobody can publish what is ahead any more.
@@ -84,7 +103,7 @@ impl Database {
             return Ok(());
         }
         let _one_at_a_time = self.capturing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.take_back_ahead(&mut self.lock())
+        self.overtake_ahead(&mut self.lock())
     }
 
     fn take_back_ahead(&self, state: &mut State) -> Result<(), DbError> {
@@ -124,7 +143,7 @@ impl Database {
         self.shared.faults.pass("archive.submit").map_err(DbError::io("capture", self.paths.dir()))?;
         let committed = frames.prepared.committed();
         state.waiting = Some(Waiting::Frames(Box::new(frames)));
-        self.shared.listener.waits(committed, done);
+        self.hand_over(committed, done);
         Ok(true)
     }
 

@@ -333,6 +333,13 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let caller = self.enter(Op::Open, request);
+        if self.tree.opens_lock(ino.0, flags.0) {
+            let tree = self.tree.clone();
+            return self.pool.run(move || match tree.open_lock(caller, ino.0) {
+                Ok(opened) => reply.opened(FileHandle(opened.fh), opened.flags),
+                Err(errno) => reply.error(errno),
+            });
+        }
         match self.tree.open(caller, ino.0, flags.0, &|file| reply.open_backing(file)) {
             Ok(opened) => match opened.backing {
                 Some(id) => reply.opened_passthrough(FileHandle(opened.fh), opened.flags, &id),

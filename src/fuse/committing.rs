@@ -1,5 +1,6 @@
-//! Requests that commit, where a commit counts only once the archive has it: the reply is
-//! parked, and no thread waits with it. Must not know what a commit is: the database says.
+//! Requests that commit, where a commit counts only once the archive has it, or under the
+//! halt lock the primary: the reply is parked, and no thread waits with it. Must not know
+//! what a commit is: the database says.
 //!
 //! While a request waits the kernel holds the inode that it is about: of an fsync the
 //! database file, of a truncate or write the journal or WAL. Readers do not need it, and
@@ -56,12 +57,14 @@ pub(super) fn commit(
 impl Tree {
     /// The database whose journal an unlink would end.
     pub(super) fn unlinks_journal(&self, parent: u64, name: &std::ffi::OsStr) -> Option<Arc<Database>> {
-        if !self.store.archive_first() {
+        if !self.commits_may_wait() {
             return None;
         }
         let parent = self.inodes.get(parent)?;
         match names::parse(&names::join(&parent.path, name.to_str()?)) {
-            Some(names::Name::File(db, FileKind::Journal)) => self.store.database(&db),
+            Some(names::Name::File(db, FileKind::Journal)) => {
+                self.store.database(&db).filter(|db| db.archive_first())
+            }
             _ => None,
         }
     }

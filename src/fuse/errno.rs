@@ -16,7 +16,8 @@ pub(super) fn of(error: &DbError) -> Errno {
         DbError::Log(LogError::Damaged { .. })
         | DbError::Unjournaled { .. }
         | DbError::Damaged { .. }
-        | DbError::NotArchived { .. } => Errno::EIO,
+        | DbError::NotArchived { .. }
+        | DbError::NotTaken { .. } => Errno::EIO,
         DbError::Full { .. } => Errno::ENOSPC,
         DbError::Busy { .. } => Errno::EBUSY,
         DbError::Missing { .. } => Errno::ENOENT,
@@ -36,7 +37,10 @@ pub(super) fn report(error: DbError) -> Errno {
         DbError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {}
         DbError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {}
         DbError::Io { .. } | DbError::Log(_) | DbError::Damaged { .. } => tracing::error!("{error}"),
-        DbError::Unjournaled { .. } | DbError::Busy { .. } | DbError::NotArchived { .. } => {
+        DbError::Unjournaled { .. }
+        | DbError::Busy { .. }
+        | DbError::NotArchived { .. }
+        | DbError::NotTaken { .. } => {
             tracing::warn!("{error}");
         }
         DbError::Full { .. }

@@ -22,8 +22,13 @@ pub(super) struct Handle {
     pub write: bool,
     /// Whether the daemon opened it.
     pub own: bool,
+    /// Whether it is an application's handle of a WAL whose writes need not come to the
+    /// daemon one by one.
+    pub unseen: bool,
     /// Whether writes may have happened that only the kernel saw, or did happen.
     pub wrote: AtomicBool,
+    /// Of `<db>-lock`: the lock.
+    pub _halt: Option<super::halting::HaltGuard>,
 }
 
 impl Handle {

@@ -57,6 +57,8 @@ pub(super) struct Opens {
     pub apps: u32,
     /// Those of them that may write.
     pub writers: u32,
+    /// Those of a WAL whose writes need not come to the daemon one by one.
+    pub unseen: u32,
     /// Handles of the daemon itself.
     pub own: u32,
     /// Shared by every handle: two backing files on one inode make an open fail
@@ -86,12 +88,6 @@ impl Node {
     /// Whether it was unlinked.
     pub(super) fn gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
-    }
-
-    /// Whether nobody has it open.
-    pub(super) fn is_unused(&self) -> bool {
-        let opens = self.opens();
-        opens.apps + opens.own == 0
     }
 
     /// Who has it open. A leaf lock but for the kernel's list of backing files.

@@ -8,12 +8,12 @@
 
 mod adapter;
 mod attributes;
-mod awake;
 mod committing;
 mod counters;
 mod creating;
 mod errno;
 mod error;
+mod halting;
 mod handles;
 mod inodes;
 mod listing;
@@ -37,5 +37,6 @@ mod watch;
 
 pub use counters::{Op, OpCounts};
 pub use error::MountError;
+pub use halting::{HaltGuard, Halts};
 pub use mount::{Mount, Unmounted};
 pub use options::{MountOptions, Passthrough};

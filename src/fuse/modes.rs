@@ -1,5 +1,5 @@
 //! How the kernel handles the reads and writes of each kind of file. A function of the
-//! inode, never of the open: the kernel refuses mixtures on one inode with EIO.
+//! inode, hardly of the open: the kernel refuses most mixtures on one inode with EIO.
 
 use std::fs::File;
 use std::io;
@@ -19,6 +19,9 @@ pub(super) enum Mode {
     Direct,
     /// The kernel goes to the backing file itself.
     Passthrough,
+    /// As direct, where other opens of the inode are passed through (FOPEN_DIRECT_IO goes
+    /// before FOPEN_PASSTHROUGH, and both together before neither).
+    Beside,
 }
 
 /// The mode of a file of a database. The database file is never passed through: the
@@ -26,11 +29,14 @@ pub(super) enum Mode {
 /// transaction would cost a round trip. Without passthrough the journal is direct, so
 /// that a write arrives in one piece, and the WAL cached, for its readers. Where a commit
 /// counts only once the archive has it (`archive_first`), both are direct: the write that
-/// commits must be seen, in one piece, and waits.
-pub(super) fn of(kind: FileKind, passthrough: bool, archive_first: bool) -> Mode {
+/// commits must be seen, in one piece, and waits. So are they for the applications of a
+/// replica (`replica`), which may get the halt lock while they have them open.
+pub(super) fn of(kind: FileKind, passthrough: bool, archive_first: bool, replica: bool) -> Mode {
     match (kind, passthrough) {
         (FileKind::Database, _) => Mode::Cached,
         (FileKind::Journal | FileKind::Wal, _) if archive_first => Mode::Direct,
+        (FileKind::Journal | FileKind::Wal, true) if replica => Mode::Beside,
+        (FileKind::Wal, false) if replica => Mode::Direct,
         (_, true) => Mode::Passthrough,
         (FileKind::Journal, false) => Mode::Direct,
         (FileKind::Wal | FileKind::Shm, false) => Mode::Cached,
@@ -41,7 +47,7 @@ pub(super) fn of(kind: FileKind, passthrough: bool, archive_first: bool) -> Mode
 pub(super) fn flags(mode: Mode, flush: bool) -> FopenFlags {
     let mode = match mode {
         Mode::Cached => FopenFlags::FOPEN_KEEP_CACHE,
-        Mode::Direct => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+        Mode::Direct | Mode::Beside => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
         // The kernel allows no KEEP_CACHE beside passthrough (FOPEN_PASSTHROUGH_MASK).
         Mode::Passthrough => FopenFlags::empty(),
     };
@@ -69,12 +75,14 @@ mod tests {
 
     #[test]
     fn the_database_is_cached_and_never_passed_through() {
-        assert_eq!(of(FileKind::Database, true, false), Mode::Cached);
-        assert_eq!(of(FileKind::Database, false, true), Mode::Cached);
-        assert_eq!(of(FileKind::Wal, true, false), Mode::Passthrough);
-        assert_eq!(of(FileKind::Shm, false, false), Mode::Cached);
-        assert_eq!(of(FileKind::Wal, true, true), Mode::Direct);
-        assert_eq!(of(FileKind::Shm, true, true), Mode::Passthrough);
+        assert_eq!(of(FileKind::Database, true, false, true), Mode::Cached);
+        assert_eq!(of(FileKind::Database, false, true, false), Mode::Cached);
+        assert_eq!(of(FileKind::Wal, true, false, false), Mode::Passthrough);
+        assert_eq!(of(FileKind::Shm, false, false, true), Mode::Cached);
+        assert_eq!(of(FileKind::Wal, true, true, false), Mode::Direct);
+        assert_eq!(of(FileKind::Shm, true, true, true), Mode::Passthrough);
+        assert_eq!(of(FileKind::Wal, true, false, true), Mode::Beside);
+        assert_eq!(of(FileKind::Wal, false, false, true), Mode::Direct);
     }
 
     #[test]

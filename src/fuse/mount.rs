@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::adapter::Adapter;
 use super::counters::{Counters, OpCounts};
 use super::error::MountError;
+use super::halting::Halts;
 use super::handles::Handles;
 use super::inodes::Inodes;
 use super::notify::{self, Note};
@@ -133,6 +134,7 @@ impl Mount {
             notes,
             unsynced: Unsynced::default(),
             passthrough: AtomicBool::new(false),
+            halts: OnceLock::new(),
             closing: RwLock::new(false),
             check: options.allow_other,
             under,
@@ -159,6 +161,11 @@ impl Mount {
         begun.complete = true;
         store.set_mount(own);
         Ok(Mount { dir, tree, counters, ended: over, stopped: AtomicBool::new(false) })
+    }
+
+    /// Sets where halt locks come from, once. Without, nobody gets one.
+    pub fn set_halts(&self, halts: Arc<dyn Halts>) {
+        let _ = self.tree.halts.set(halts);
     }
 
     /// Where it is.

@@ -75,7 +75,9 @@ impl Tree {
         }
         match &node.what {
             What::Dir => Err(Errno::EISDIR),
-            What::Lock(_) => Err(Errno::EACCES),
+            // For writing: `open_lock`.
+            What::Lock(_) if write => Err(Errno::EACCES),
+            What::Lock(_) => Ok(self.open_text(node, Some(String::new()))),
             What::Pos(_) | What::Primary | What::Lag if write => Err(Errno::EACCES),
             What::Pos(_) => Ok(self.open_text(node, None)),
             What::Primary => {
@@ -131,8 +133,16 @@ impl Tree {
     }
 
     fn open_text(&self, node: Arc<Node>, text: Option<String>) -> Opened {
-        let handle =
-            Handle { node, file: None, text, write: false, own: false, wrote: AtomicBool::new(false) };
+        let handle = Handle {
+            node,
+            file: None,
+            text,
+            write: false,
+            own: false,
+            unseen: false,
+            wrote: AtomicBool::new(false),
+            _halt: None,
+        };
         Opened {
             fh: self.handles.insert(handle),
             flags: FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
@@ -150,14 +160,18 @@ impl Tree {
     ) -> Result<Opened, Errno> {
         let mode = match &node.what {
             What::File(_, kind) => {
-                modes::of(*kind, self.passthrough.load(Ordering::Acquire), self.store.archive_first())
+                let passthrough = self.passthrough.load(Ordering::Acquire);
+                modes::of(*kind, passthrough, self.store.archive_first(), self.on_replica(how.own))
             }
             _ => Mode::Cached,
         };
+        let wal = matches!(node.what, What::File(_, FileKind::Wal));
+        let unseen = wal && !how.own && matches!(mode, Mode::Cached | Mode::Passthrough);
+        let passed = matches!(mode, Mode::Passthrough | Mode::Beside);
         let file = Arc::new(file);
         let (backing, first) = {
             let mut opens = node.opens();
-            if mode == Mode::Passthrough && opens.backing.is_none() {
+            if passed && opens.backing.is_none() {
                 opens.backing = Some(Arc::new(register(&file).map_err(|error| {
                     tracing::error!("cannot pass {} through to its backing file: {error}", node.path);
                     errno::of_io(&error)
@@ -170,19 +184,22 @@ impl Tree {
             } else {
                 opens.apps += 1;
                 opens.writers += u32::from(how.write);
+                opens.unseen += u32::from(unseen);
             }
-            (opens.backing.clone().filter(|_| mode == Mode::Passthrough), first)
+            (opens.backing.clone().filter(|_| passed), first)
         };
         self.follow(&node, how, first);
         let wrote = mode == Mode::Passthrough && how.write;
-        let flags = modes::flags(mode, wants_flush(&node.what, how, self.store.archive_first()));
+        let flags = modes::flags(mode, wants_flush(&node.what, how, self.commits_may_wait()));
         let handle = Handle {
             node,
             file: Some(file),
             text: None,
             write: how.write,
             own: how.own,
+            unseen,
             wrote: wrote.into(),
+            _halt: None,
         };
         Ok(Opened { fh: self.handles.insert(handle), flags, backing })
     }
@@ -219,6 +236,7 @@ impl Tree {
             } else {
                 opens.apps = opens.apps.saturating_sub(1);
                 opens.writers = opens.writers.saturating_sub(u32::from(handle.write));
+                opens.unseen = opens.unseen.saturating_sub(u32::from(handle.unseen));
             }
             let unused = opens.apps + opens.own == 0;
             let let_go = unused.then(|| (opens.backing.take(), opens.file.take()));
@@ -260,9 +278,9 @@ impl Tree {
 /// before `cp` ends. Not for a journal made anew, as in DELETE mode: its end is the
 /// unlink, and the round trip would be one more per transaction; unless the commit waits
 /// for the archive, and had better wait there.
-fn wants_flush(what: &What, how: How, archive_first: bool) -> bool {
+fn wants_flush(what: &What, how: How, may_wait: bool) -> bool {
     match what {
-        What::File(_, FileKind::Journal) => how.write && (!how.created || archive_first),
+        What::File(_, FileKind::Journal) => how.write && (!how.created || may_wait),
         What::File(_, FileKind::Database) => how.write && how.created,
         _ => false,
     }

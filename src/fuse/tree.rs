@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
@@ -16,6 +16,7 @@ use fuser::{Errno, FileAttr};
 use parking_lot::RwLock;
 
 use super::attributes::{self, LONG, NEVER};
+use super::halting::Halts;
 use super::handles::{Handle, Handles};
 use super::inodes::{Inodes, Node, What};
 use super::names::{self, Name};
@@ -39,6 +40,8 @@ pub(super) struct Tree {
     pub unsynced: Unsynced,
     /// Whether journal, WAL and shm are passed through; settled before the first open.
     pub passthrough: AtomicBool,
+    /// Where halt locks come from.
+    pub halts: OnceLock<Arc<dyn Halts>>,
     /// Nothing is opened any more: the mount is ending.
     pub closing: RwLock<bool>,
     /// Whether rights are checked: where only the owner may enter, there is no need.
@@ -153,7 +156,6 @@ impl Tree {
                 Some(path) => std::fs::metadata(path),
                 None => Err(io::ErrorKind::NotFound.into()),
             },
-            What::File(db, kind) if db.is_retired(*kind) => Err(io::ErrorKind::NotFound.into()),
             What::File(db, kind) => std::fs::metadata(db.path(*kind)),
             What::Pos(db) => std::fs::metadata(db.path(FileKind::Database)),
             What::SuperJournal(backing) => std::fs::metadata(backing),
@@ -266,13 +268,7 @@ impl Tree {
     /// FSYNC.
     pub(super) fn sync(&self, handle: &Handle) -> Result<(), Errno> {
         match (&handle.node.what, &handle.file) {
-            (What::File(db, kind), _) if !handle.node.gone() => {
-                let (dir, backing) = (names::split(&handle.node.path).0, db.path(*kind));
-                let changes = self.unsynced.changes(dir, &backing);
-                db.sync(*kind).map_err(errno::report)?;
-                self.unsynced.done(dir, &backing, changes);
-                Ok(())
-            }
+            (What::File(db, kind), _) if !handle.node.gone() => db.sync(*kind).map_err(errno::report),
             (_, Some(file)) => file.sync_all().map_err(|error| errno::of_io(&error)),
             (_, None) => Ok(()),
         }

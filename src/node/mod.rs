@@ -9,6 +9,7 @@ mod encode;
 mod error;
 mod feed;
 mod follow;
+mod halt;
 mod images;
 mod import;
 mod join;

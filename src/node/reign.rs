@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::archive::{Occasion, PutError, Writer};
+use crate::db::DbError;
 use crate::peer::wire::Welcome;
 use crate::store::LogRetention;
 use crate::words::Epoch;
 
 use super::backlog::Backlog;
 use super::feed::{Feeds, Setup as FeedSetup};
+use super::halt::Keeper;
 use super::images::Images;
 use super::join::Joined;
 use super::publish::{Publisher, Setup};
@@ -27,6 +29,8 @@ pub(super) struct Reign {
     since: Instant,
     /// What replicas are told.
     pub feeds: Feeds,
+    /// Which of them may write.
+    pub halts: Arc<Keeper>,
 }
 
 impl Reign {
@@ -59,27 +63,39 @@ impl Node {
         let upkeep = self.start_upkeep(&writer)?;
         let backlog = Backlog::start(&self.store).map_err(NodeError::io("watching the backlog"))?;
         let feeds = self.feeds(&writer);
+        let halts = Arc::new(self.start_keeper()?);
         self.service.update(|parts| {
             parts.feeds = Some(feeds.clone());
+            parts.halts = Some(Arc::clone(&halts));
             parts.writer = Some(Arc::clone(&writer));
             parts.publisher = Some(Arc::clone(&publisher));
         });
-        Ok(Reign { writer, publisher, upkeep, backlog, since: Instant::now(), feeds })
+        Ok(Reign { writer, publisher, upkeep, backlog, since: Instant::now(), feeds, halts })
     }
 
     /// Ends to publish; what was not published waits in the store's queue.
     pub(super) fn end_reign(&self, reign: Reign) {
         self.service.update(|parts| {
             parts.feeds = None;
+            parts.halts = None;
             parts.writer = None;
             parts.publisher = None;
         });
-        let Reign { writer, publisher, upkeep, backlog, .. } = reign;
+        let Reign { writer, publisher, upkeep, backlog, halts, .. } = reign;
+        halts.close();
+        drop(halts);
         drop(backlog);
         drop(publisher);
         drop(upkeep);
         drop(writer);
         self.store.commits().give_back();
+    }
+
+    fn start_keeper(&self) -> Result<Keeper, NodeError> {
+        let notices = self.notices.clone();
+        let failed = move |error: DbError| drop(notices.send(Notice::Failed(error.into())));
+        Keeper::start(Arc::clone(&self.store), Arc::clone(&self.options.clock), failed)
+            .map_err(NodeError::io("starting to give halt locks"))
     }
 
     /// What replicas are told: for this reign, since its epoch is in it.

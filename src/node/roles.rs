@@ -202,6 +202,7 @@ impl Node {
         let hostname = member.map(|member| member.hostname.clone());
         let role = Role::Replica { primary: hostname.clone() };
         self.service.update(|parts| parts.primary = member.cloned());
+        self.holder.only_from(member.map(|member| member.node));
         if self.store.role() != role {
             self.store.set_role(role);
             self.tell_primary(false, hostname);
@@ -240,6 +241,8 @@ impl Node {
         let Part::Replica(following) = std::mem::replace(&mut serving.part, Part::None) else {
             return Ok(None);
         };
+        // What is applied from here on is not this node's own.
+        self.holder.end_all(READERS);
         let Some(mut joined) = following.stop() else {
             // Never blind.
             serving.lease.want(Want::Nothing);
@@ -382,6 +385,7 @@ impl Node {
     ) -> Result<Result<(), ServiceError>, NodeError> {
         let Part::Primary(reign) = &serving.part else { return Ok(Ok(())) };
         let began = Instant::now();
+        reign.halts.close();
         let paused = self.store.pause_writers(WRITERS);
         if paused.is_ok() {
             self.store.set_role(Role::Replica { primary: None });
@@ -397,6 +401,7 @@ impl Node {
             reign.publisher.resume();
             self.store.set_role(Role::Primary);
             self.store.release_writers()?;
+            reign.halts.reopen();
             return Ok(Err(ServiceError::NotReady(format!("this node stays the primary: {why}"))));
         }
         let (joined, feeds) = (reign.joined(), reign.feeds.clone());
@@ -434,7 +439,8 @@ impl Node {
         let commits = self.store.commits();
         let last = commits.last().map_or(reign.since(), |last| last.max(reign.since()));
         let due = last + self.options.release_on_idle;
-        Some(if commits.unpublished() > 0 { due.max(Instant::now() + AGAIN) } else { due })
+        let used = commits.unpublished() > 0 || reign.halts.is_used();
+        Some(if used { due.max(Instant::now() + AGAIN) } else { due })
     }
 
     /// Gives the lease away if it is time.

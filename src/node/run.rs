@@ -25,6 +25,7 @@ use crate::store::{Role, Store, StoreOptions};
 use crate::words::NodeId;
 
 use super::follow::Following;
+use super::halt::{Holder, Setup as HolderSetup};
 use super::last_call::LastCall;
 use super::parking::Parking;
 use super::proxy_view::ProxyView;
@@ -118,6 +119,8 @@ pub(super) struct Node {
     pub(super) service: Arc<NodeService>,
     pub(super) notices: mpsc::Sender<Notice>,
     pub(super) poke: Poke,
+    /// The halt locks that this node holds.
+    pub(super) holder: Arc<Holder>,
     server: Mutex<Option<Server>>,
     _parking: Parking,
     stop: Arc<AtomicBool>,
@@ -200,7 +203,8 @@ impl Node {
             Parking::start(Arc::clone(&store), Arc::clone(&options.storage), options.archive.clone())
                 .map_err(NodeError::io("starting to keep branches that lost"))?;
         let poke = Poke::default();
-        Ok(Node { options, store, service, notices, poke, server, _parking: parking, stop })
+        let holder = Arc::new(holder(&options, &service));
+        Ok(Node { options, store, service, notices, poke, holder, server, _parking: parking, stop })
     }
 
     pub(super) fn stopping(&self) -> bool {
@@ -258,7 +262,9 @@ impl Node {
     fn mount(&self) -> Result<Arc<Mount>, NodeError> {
         let notices = self.notices.clone();
         let ended = move || drop(notices.send(Notice::Unmounted));
-        Ok(Arc::new(Mount::start(&self.options.mount, Arc::clone(&self.store), ended)?))
+        let mount = Mount::start(&self.options.mount, Arc::clone(&self.store), ended)?;
+        mount.set_halts(Arc::clone(&self.holder) as _);
+        Ok(Arc::new(mount))
     }
 
     fn start_proxy(&self) -> Result<Option<Proxy>, NodeError> {
@@ -376,7 +382,11 @@ impl Node {
                 code = Ok(Outcome::Exit(ended));
             }
         }
-        // Before the mount, of which it is a client.
+        // Before the mount, of which they are clients.
+        self.holder.end_all(left() / 8);
+        if let Part::Primary(reign) = &serving.part {
+            reign.halts.close();
+        }
         let part = match serving.part {
             Part::Replica(following) => {
                 drop(following);
@@ -450,6 +460,19 @@ impl Node {
 fn release(lease: &dyn Lease) {
     lease.want(Want::Nothing);
     lease.wait(RELEASE, &mut |standing| !standing.busy);
+}
+
+/// What gets halt locks from the primary.
+fn holder(options: &NodeOptions, service: &Arc<NodeService>) -> Holder {
+    let of = Arc::clone(service);
+    Holder::new(HolderSetup {
+        store: Arc::clone(&service.store),
+        clock: Arc::clone(&options.clock),
+        token: options.http.1.clone(),
+        spool: options.archive.spool.clone(),
+        random: Arc::clone(&options.archive.random),
+        primary: Box::new(move || of.parts(|parts| parts.primary.clone())),
+    })
 }
 
 /// Whether the archive is still this node's to write.

@@ -16,13 +16,14 @@ use crate::object::{Counted, ObjectStore, Totals};
 use crate::peer::stream::Feed;
 use crate::peer::wire::Hello;
 use crate::peer::{
-    ArchiveState, ArchiveStatus, DatabaseStatus, Events, Export, Health, Info, MountStatus, Primary,
-    ReplicaStatus, Role, Service, ServiceError, Status, Subscription,
+    ArchiveState, ArchiveStatus, DatabaseStatus, Event, Events, Export, HaltClaim, Halted, Health, Info,
+    MountStatus, Primary, ReplicaStatus, Role, Service, ServiceError, Status, Subscription, TxData,
 };
 use crate::store::{self, Store};
 use crate::words::{DbName, NodeId, Pos, Timestamp};
 
 use super::feed::{Feeds, Replica};
+use super::halt::Keeper;
 use super::publish::{Publisher, Standing};
 use super::roles::Reply;
 use super::run::Notice;
@@ -39,6 +40,8 @@ pub(super) struct Parts {
     pub mount: Option<Arc<Mount>>,
     /// What replicas are told, while this node is the primary.
     pub feeds: Option<Feeds>,
+    /// Which of them may write.
+    pub halts: Option<Arc<Keeper>>,
     /// Why the node waits, while it starts.
     pub waiting_for: Option<String>,
     /// The primary, where it is another node and known.
@@ -188,6 +191,22 @@ impl NodeService {
                 None => "the lease could not be had yet; see the log".to_owned(),
             })),
         }
+    }
+}
+
+impl NodeService {
+    /// Who gives halt locks, to a replica of this cluster.
+    fn keeper(&self, claim: &HaltClaim) -> Result<Arc<Keeper>, ServiceError> {
+        if self.store.cluster() != Some(claim.cluster) || claim.node == self.store.node_id() {
+            return Err(ServiceError::NotSupported(format!(
+                "node {} of cluster {} is no replica of this node",
+                claim.node, claim.cluster
+            )));
+        }
+        let keeper =
+            self.parts(|parts| (parts.stage == Stage::Serving).then(|| parts.halts.clone()).flatten());
+        let keeper = keeper.filter(|_| self.store.role() == store::Role::Primary);
+        keeper.ok_or_else(|| ServiceError::NotPrimary { primary: self.primary() })
     }
 }
 
@@ -343,6 +362,36 @@ impl Service for NodeService {
         let feeds = feeds.ok_or_else(|| ServiceError::NotPrimary { primary: self.primary() })?;
         let failed = |why| ServiceError::Failed(format!("reading the change log for a replica: {why}"));
         feeds.open(replica.clone(), positions).map(|replica| replica as _).map_err(failed)
+    }
+
+    fn halt(&self, claim: &HaltClaim) -> Result<Halted, ServiceError> {
+        self.keeper(claim)?.give(claim)
+    }
+
+    fn renew_halt(&self, claim: &HaltClaim) -> Result<(), ServiceError> {
+        self.keeper(claim)?.renew(claim)
+    }
+
+    fn end_halt(&self, claim: &HaltClaim) -> Result<(), ServiceError> {
+        self.keeper(claim)?.end(claim)
+    }
+
+    fn take_tx(&self, claim: &HaltClaim, post: Pos, ltx: &mut dyn Read) -> Result<(), ServiceError> {
+        self.keeper(claim)?.take(claim, post, ltx)?;
+        if let Some(database) = self.store.database(&claim.db) {
+            let (page_size, commit) = database.shape();
+            self.events.publish(Event::Tx {
+                db: claim.db.clone(),
+                data: TxData {
+                    txid: post.txid,
+                    post_apply_checksum: post.checksum,
+                    page_size: page_size.map_or(0, |size| size.get()),
+                    commit,
+                    timestamp: self.store.now(),
+                },
+            });
+        }
+        Ok(())
     }
 }
 

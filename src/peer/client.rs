@@ -92,7 +92,7 @@ pub enum ClientError {
     Local(io::Error),
 }
 
-type ClientBody = UnsyncBoxBody<Bytes, io::Error>;
+pub(super) type ClientBody = UnsyncBoxBody<Bytes, io::Error>;
 
 /// A client of one node. Must not be used from an asynchronous context.
 pub struct Client {
@@ -212,7 +212,15 @@ impl Client {
         })
     }
 
-    fn request(&self, method: Method, path: &str) -> Builder {
+    pub(super) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    pub(super) fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+
+    pub(super) fn request(&self, method: Method, path: &str) -> Builder {
         let request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         match &self.token {
             Some(token) => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
@@ -221,7 +229,7 @@ impl Client {
     }
 
     /// Sends a request and returns a reply that says yes.
-    async fn send(
+    pub(super) async fn send(
         &self,
         request: Builder,
         body: ClientBody,
@@ -246,7 +254,7 @@ impl Client {
         Err(ClientError::Answer { url: self.url.clone(), status: status.as_u16(), text })
     }
 
-    async fn text_of(&self, reply: Response<Incoming>) -> Result<Bytes, ClientError> {
+    pub(super) async fn text_of(&self, reply: Response<Incoming>) -> Result<Bytes, ClientError> {
         let body = Limited::new(reply.into_body(), MAX_REPLY).collect();
         match timeout(self.timeouts.stall, body).await {
             Err(_) => Err(self.broken("it sent nothing for too long")),
@@ -264,16 +272,16 @@ impl Client {
         ClientError::NoNode { url: self.url.clone(), why: why.to_owned() }
     }
 
-    fn broken(&self, why: &str) -> ClientError {
+    pub(super) fn broken(&self, why: &str) -> ClientError {
         ClientError::Broken { url: self.url.clone(), why: why.to_owned() }
     }
 }
 
-fn query(key: &str, value: &str) -> String {
+pub(super) fn query(key: &str, value: &str) -> String {
     url::form_urlencoded::Serializer::new(String::new()).append_pair(key, value).finish()
 }
 
-fn none() -> ClientBody {
+pub(super) fn none() -> ClientBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
@@ -288,7 +296,7 @@ fn cause(error: &dyn std::error::Error) -> String {
 
 /// A body of `size` bytes read from `from` as the node takes them. A read that
 /// fails or ends early breaks it off, and the node keeps what it had.
-fn upload(
+pub(super) fn upload(
     from: impl Read + Send + 'static,
     size: u64,
     progress: impl FnMut(u64, u64) + Send + 'static,

@@ -21,12 +21,13 @@ use crate::words::DbName;
 use super::auth;
 use super::bridge::{BodyReader, Patience, body_of};
 use super::events::{Event, InitData};
+use super::halts;
 use super::service::{Health, Role, Service, ServiceError, Status};
 use super::stream::{Pace, stream as replicate};
 
 /// How much of a refused body is read all the same: a socket that is closed with
 /// bytes unread is reset (RFC 9293 §3.10.4), and the client may lose the reply.
-const UNWANTED: u64 = 256 << 20;
+pub(super) const UNWANTED: u64 = 256 << 20;
 
 /// What every handler gets.
 #[derive(Clone)]
@@ -51,6 +52,8 @@ pub fn router(shared: Shared) -> Router {
         .route("/export", get(export))
         .route("/import", post(import))
         .route("/stream", post(replicate))
+        .route("/halt", post(halts::halt).delete(halts::end_halt))
+        .route("/tx", post(halts::tx))
         .layer(from_fn_with_state(shared.clone(), check_token))
         .route("/health", get(health))
         .with_state(shared)
@@ -200,14 +203,14 @@ pub(super) async fn ask<T: Send + 'static>(
     }
 }
 
-fn json<T: Serialize>(value: &T) -> Result<Response, Refusal> {
+pub(super) fn json<T: Serialize>(value: &T) -> Result<Response, Refusal> {
     let text = serde_json::to_string_pretty(value).map_err(|error| {
         Refusal(ServiceError::Failed(format!("writing the reply as JSON failed: {error}")))
     })?;
     Ok(([(header::CONTENT_TYPE, "application/json")], text + "\n").into_response())
 }
 
-fn bad(text: &str) -> Refusal {
+pub(super) fn bad(text: &str) -> Refusal {
     Refusal(ServiceError::BadInput(text.to_owned()))
 }
 

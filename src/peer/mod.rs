@@ -6,6 +6,7 @@ mod bind;
 mod bridge;
 mod client;
 mod events;
+mod halts;
 mod handlers;
 mod metrics;
 mod server;
@@ -20,6 +21,7 @@ pub mod wire;
 pub use bind::BindError;
 pub use client::{Client, ClientError, Timeouts};
 pub use events::{Event, Events, InitData, PrimaryData, Subscription, TxData};
+pub use halts::{HaltClaim, Halted};
 pub use metrics::render as render_metrics;
 pub use server::{ServeError, Server, ServerOptions, serve};
 pub use service::{

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::words::{ClusterId, DbName, Epoch, NodeId, PageSize, Pos, Timestamp};
 
 use super::events::Subscription;
+use super::halts::{HaltClaim, Halted};
 use super::stream::Feed;
 use super::wire::Hello;
 
@@ -50,6 +51,32 @@ pub trait Service: Send + Sync + 'static {
 
     /// What a replica that stands at these positions is to be told.
     fn feed(&self, replica: &Hello, positions: Vec<(DbName, Pos)>) -> Result<Arc<dyn Feed>, ServiceError>;
+
+    /// Gives the halt lock of a database to a replica: applications wait here.
+    fn halt(&self, claim: &HaltClaim) -> Result<Halted, ServiceError> {
+        Err(no_halt(&claim.db))
+    }
+
+    /// The replica still needs it.
+    fn renew_halt(&self, claim: &HaltClaim) -> Result<(), ServiceError> {
+        Err(no_halt(&claim.db))
+    }
+
+    /// The replica does not need it any more.
+    fn end_halt(&self, claim: &HaltClaim) -> Result<(), ServiceError> {
+        Err(no_halt(&claim.db))
+    }
+
+    /// A transaction of the replica that has the lock, which leads to `post`. It is part of
+    /// the chain when this returns.
+    fn take_tx(&self, claim: &HaltClaim, post: Pos, ltx: &mut dyn Read) -> Result<(), ServiceError> {
+        let _ = (post, ltx);
+        Err(no_halt(&claim.db))
+    }
+}
+
+fn no_halt(db: &DbName) -> ServiceError {
+    ServiceError::NotSupported(format!("this node gives the halt lock of {db} to nobody"))
 }
 
 /// A whole database to read: `size` bytes as of `pos`.

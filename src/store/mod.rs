@@ -28,7 +28,7 @@ use crate::db::{
     ChangeLog, Database, DbError, FileKind, LogError, LogOptions, OwnMount, Parked, Paused, Place, Scanned,
     Shared, Since, Tail, replace_file,
 };
-use crate::words::{Clock, ClusterId, DbName, Epoch, Faults, NodeId};
+use crate::words::{Clock, ClusterId, DbName, Epoch, Faults, NodeId, Timestamp};
 
 /// Who may write, as far as this node knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,6 +240,11 @@ impl Store {
         let text = serde_json::to_vec_pretty(&node)
             .map_err(|error| StoreError::io("write", &path)(std::io::Error::other(error)))?;
         replace_file(&path, &text).map_err(StoreError::io("write", path))
+    }
+
+    /// Wall time.
+    pub fn now(&self) -> Timestamp {
+        self.shared.clock.now()
     }
 
     /// The data directory.

@@ -12,6 +12,6 @@ mod writeback;
 pub use checksum::{Checksum, PageSum};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use faults::{FaultAction, Faults};
-pub use name::{BadDbName, ClusterId, DbName, NodeId};
+pub use name::{BadDbName, ClusterId, DbName, HaltId, NodeId};
 pub use numbers::{BadPageSize, Epoch, PageSize, Pgno, Pos, Seq, Txid};
 pub use writeback::start_writing;

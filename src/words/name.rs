@@ -153,6 +153,11 @@ macro_rules! random_id {
 }
 
 random_id! {
+    /// A hold of the halt lock: made up for each.
+    HaltId
+}
+
+random_id! {
     /// A node: made up once, kept in its data directory.
     NodeId
 }

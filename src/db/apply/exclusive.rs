@@ -10,10 +10,11 @@ use std::time::Instant;
 
 use super::super::change::Change;
 use super::super::recover::remove_if_there;
-use super::super::{Batch, Database, DbError, FileKind, Kind, OwnFile, OwnMount};
+use super::super::{Batch, Database, DbError, FileKind, Kind, LockTo, OwnFile, OwnMount};
 use super::frames::ApplyError;
 use super::hold::Hold;
-use super::{Set, io_in, locks};
+use super::locks::{self, PENDING, RESERVED, SHARED};
+use super::{Set, io_in};
 use crate::sqlite::header::JournalMode;
 
 /// More ranges than this are told as one.
@@ -101,9 +102,12 @@ impl Database {
         if let Some(file) = self.kept().take() {
             return Ok(file);
         }
-        let file = match hold.as_ref() {
-            Some(_) => None,
-            None => Some(self.own_open(own, FileKind::Database, false)?),
+        let reserved = self.reserved().take();
+        let was_reserved = reserved.is_some();
+        let file = match (hold.as_ref(), reserved) {
+            (Some(_), _) => None,
+            (None, Some(file)) => Some(file),
+            (None, None) => Some(self.own_open(own, FileKind::Database, false)?),
         };
         let reader = file.is_none();
         let locked = match (&file, hold.as_ref()) {
@@ -112,6 +116,9 @@ impl Database {
             (None, None) => Ok(false),
         };
         if !locked.map_err(DbError::io("lock", self.path(FileKind::Database)))? {
+            if was_reserved {
+                *self.reserved() = file;
+            }
             return Err(self.busy("applications read it; change sets that need it alone wait for them"));
         }
         match (file, hold.take()) {
@@ -151,7 +158,7 @@ impl Database {
                 own.unlink(&self.name, kind).map_err(DbError::io("remove", self.path(kind)))?;
             }
         }
-        if self.has_file(FileKind::Journal) {
+        if self.path(FileKind::Journal).exists() {
             let hot = {
                 let mut state = self.lock();
                 let hot = self.roll_back(&mut state)?;
@@ -174,6 +181,7 @@ impl Database {
     /// nobody may read until all of them are: the locks then outlive a failure.
     fn write_alone(&self, set: &Set, alone: &mut Alone) -> Result<(), DbError> {
         self.put_mark()?;
+        self.remove_halt_mark()?;
         let (change, afresh, place) = {
             let state = self.lock();
             let (change, afresh) = self.build_applied(&state, set, None)?;
@@ -252,6 +260,7 @@ impl Database {
         let mode = self.file_header()?.map(|header| header.journal_mode());
         match (mode, alone) {
             (Some(JournalMode::Wal), Some(file)) => {
+                file.try_lock(LockTo::Free, RESERVED).map_err(io_in(self))?;
                 let held = self.hold_wal(own, file, deadline)?;
                 held.become_reader().map_err(io_in(self))?;
                 *hold = Some(held);
@@ -259,7 +268,15 @@ impl Database {
             (Some(JournalMode::Wal), None) => *hold = self.take_hold(own, deadline)?,
             (_, Some(file)) => {
                 self.held.store(false, Ordering::Release);
-                locks::release(&*file).map_err(io_in(self))?;
+                if self.halt.reserving.load(Ordering::Acquire) {
+                    // Applications still wait with their writes.
+                    file.try_lock(LockTo::Exclusive, RESERVED).map_err(io_in(self))?;
+                    file.try_lock(LockTo::Free, SHARED).map_err(io_in(self))?;
+                    file.try_lock(LockTo::Free, PENDING).map_err(io_in(self))?;
+                    *self.reserved() = Some(file);
+                } else {
+                    locks::release(&*file).map_err(io_in(self))?;
+                }
             }
             (_, None) => {}
         }

@@ -15,7 +15,7 @@ use crate::sqlite::header::{self, JournalMode};
 use crate::sqlite::wal::{FRAME_HEADER_LEN, FrameHeader, WalHeader};
 use crate::sqlite::wal_index::{self, WalIndex};
 use crate::sqlite::{ReadAt, header::Header};
-use crate::words::{PageSize, Pgno};
+use crate::words::{PageSize, Pgno, Pos};
 
 /// The daemon's own connection to a database in WAL mode.
 pub(in super::super) struct Hold {
@@ -30,7 +30,7 @@ pub struct Paused {
 }
 
 impl Database {
-    pub(super) fn hold(&self) -> MutexGuard<'_, Option<Hold>> {
+    pub(in super::super) fn hold(&self) -> MutexGuard<'_, Option<Hold>> {
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -83,9 +83,55 @@ impl Database {
         }
     }
 
+    /// Makes applications that want to write wait as [`Database::pause_writers`] does, until
+    /// [`Database::release_writers`], while change sets of another node are applied
+    /// ([`Database::apply_live`]). The position that is captured then.
+    ///
+    /// # Errors
+    /// `Busy` if a writer goes on for longer than `patience`.
+    pub fn reserve_for_other(&self, patience: Duration) -> Result<Pos, DbError> {
+        if self.shared.own().is_none() || !self.exists() {
+            return Err(DbError::Missing { db: self.name.clone() });
+        }
+        let paused = self.pause_writers(patience)?;
+        if paused._reserved.is_some() && self.is_hot()? {
+            // Readers would take it for that of a writer who lives (pager.c, hasHotJournal).
+            return Err(
+                self.busy("a writer died in a transaction; open the database there, which rolls it back")
+            );
+        }
+        *self.reserved() = paused._reserved;
+        self.halt.reserving.store(true, Ordering::Release);
+        Ok(self.pos())
+    }
+
+    /// Ends [`Database::reserve_for_other`] where applications may not go on: this node is
+    /// not the primary any more.
+    pub fn forget_reserve(&self) -> Result<(), DbError> {
+        self.halt.reserving.store(false, Ordering::Release);
+        match self.reserved().take() {
+            Some(file) => {
+                locks::release(&*file).map_err(DbError::io("unlock", self.path(FileKind::Database)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether applying broke off between two positions: the log knows how it goes on, at
+    /// the next start.
+    pub fn is_between_positions(&self) -> bool {
+        self.alone.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    pub(super) fn reserved(&self) -> MutexGuard<'_, Option<Box<dyn OwnFile>>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The mount has ended, and with it every lock.
     pub(crate) fn forget_hold(&self) {
         *self.hold() = None;
+        *self.reserved() = None;
+        self.halt.reserving.store(false, Ordering::Release);
         *self.alone.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.held.store(false, Ordering::Release);
     }
@@ -95,6 +141,13 @@ impl Database {
         let mut hold = self.hold();
         self.checkpoint()?;
         super::remove_mark(self)?;
+        self.forget_halt()?;
+        self.forget_reserve()?;
+        self.let_go(&mut hold)
+    }
+
+    /// Gives the hold back.
+    pub(in super::super) fn let_go(&self, hold: &mut Option<Hold>) -> Result<(), DbError> {
         self.held.store(false, Ordering::Release);
         match hold.take() {
             Some(held) => held.let_go().map_err(DbError::io("unlock", self.path(FileKind::Shm))),

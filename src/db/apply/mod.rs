@@ -132,6 +132,8 @@ impl LiveApply<'_> {
         let spool = self.spool.into_inner().unwrap_or_else(PoisonError::into_inner);
         let database = self.database;
         let mut hold = database.hold();
+        // What comes from elsewhere ends what this node's applications were allowed.
+        database.lose_halt();
         let LiveApply { from, goal, timestamp, archived, .. } = self;
         let set = Set { from, goal, timestamp, archived, spool };
         if self.goal.pages == 0 {
@@ -180,6 +182,9 @@ impl Database {
         set: &Set,
         wal: Option<WalEnd>,
     ) -> Result<(Change, bool), DbError> {
+        if state.pos.txid > set.from.txid {
+            return Err(self.busy("it has moved meanwhile"));
+        }
         if state.pos != set.from {
             return Err(self.damaged(format!(
                 "change sets from {} to {} do not continue its position {}",
@@ -220,7 +225,7 @@ impl Database {
     }
 
     /// Says for recovery that change sets are applied here.
-    fn put_mark(&self) -> Result<(), DbError> {
+    pub(super) fn put_mark(&self) -> Result<(), DbError> {
         if self.marked.load(Ordering::Acquire) {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::db::{Database, DbError, Goal};
 use crate::ltx::{Decoder, Header, LtxError};
@@ -11,6 +11,9 @@ use crate::peer::stream::{Ltx, ReceivedChange};
 use crate::peer::wire::ChangeHead;
 use crate::store::Store;
 use crate::words::{DbName, PageSum};
+
+/// How often it is asked whether a commit of this node has its answer, should nobody tell.
+const ANSWER: Duration = Duration::from_millis(20);
 
 /// What became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,7 @@ impl TakeError {
 pub(super) fn take(store: &Store, change: &ReceivedChange, patience: Duration) -> Result<Taken, TakeError> {
     let head = &change.head;
     let database = store.entry(&head.db)?;
+    wait_for_answer(store, &database, head, patience)?;
     let at = database.pos();
     if at == head.post || at.txid > head.post.txid {
         return Ok(Taken::Before);
@@ -61,6 +65,28 @@ pub(super) fn take(store: &Store, change: &ReceivedChange, patience: Duration) -
         }
     }
     Ok(Taken::Applied)
+}
+
+/// A commit that was made here under the halt lock comes back on the stream, perhaps before
+/// the primary's answer that lets it count.
+fn wait_for_answer(
+    store: &Store,
+    database: &Database,
+    head: &ChangeHead,
+    patience: Duration,
+) -> Result<(), TakeError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let seen = store.news().count();
+        if !database.awaits(head.post) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let what = "a commit waits for the primary's answer".to_owned();
+            return Err(DbError::Busy { db: head.db.clone(), what }.into());
+        }
+        store.news().wait(seen, ANSWER);
+    }
 }
 
 fn apply(
