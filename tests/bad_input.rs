@@ -362,13 +362,28 @@ fn a_stop_without_the_archive_says_what_is_missing_and_keeps_it() {
 /// A small file system of its own to fill, where root may make one.
 struct SmallDisk<'a>(&'a Scratch);
 
+/// What a small disk is: ext4 finds out that it is full only some time after a write.
+const DISKS: [&str; 2] = ["tmpfs", "ext4"];
+
 impl<'a> SmallDisk<'a> {
-    fn new(scratch: &'a Scratch, bytes: u64) -> SmallDisk<'a> {
+    fn new(scratch: &'a Scratch, kind: &str, bytes: u64) -> SmallDisk<'a> {
         std::fs::create_dir_all(scratch.join("small")).expect("create a mount point");
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "small"]).arg(scratch.join("small"));
-        let output = process::run(&mut command);
-        assert!(output.status.success(), "mount a small disk: {}", output.stderr);
+        let run = |command: &mut Command| {
+            let output = process::run(command);
+            assert!(output.status.success(), "make a small {kind}: {}", output.stderr);
+        };
+        let mut mount = Command::new("mount");
+        match kind {
+            "tmpfs" => mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "small"]),
+            _ => {
+                let image = scratch.join("small.img");
+                let file = std::fs::File::create(&image).expect("create an image");
+                file.set_len(bytes).expect("size the image");
+                run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image));
+                mount.args(["-o", "loop"]).arg(&image)
+            }
+        };
+        run(mount.arg(scratch.join("small")));
         SmallDisk(scratch)
     }
 
@@ -401,9 +416,10 @@ fn a_full_disk_is_an_error_to_the_application_and_loses_nothing() {
     if !can_mount() || !is_root() {
         return;
     }
-    for (passthrough, mode) in [(true, "delete"), (true, "wal"), (false, "truncate"), (false, "wal")] {
+    let modes = [(true, "delete"), (true, "wal"), (false, "truncate"), (false, "wal")];
+    for (kind, (passthrough, mode)) in DISKS.iter().flat_map(|kind| modes.map(|mode| (kind, mode))) {
         let scratch = Scratch::new("full-disk");
-        let disk = SmallDisk::new(&scratch, 32 << 20);
+        let disk = SmallDisk::new(&scratch, kind, 32 << 20);
         let settings = Settings { passthrough, ..Settings::default() };
         let mut node = Node::new(scratch.path(), settings).with_data(&scratch.join("small/data"));
         node.start();
@@ -462,9 +478,9 @@ fn a_disk_that_fills_up_before_a_checkpoint_is_an_error_and_loses_nothing() {
     if !can_mount() || !is_root() {
         return;
     }
-    for passthrough in [true, false] {
+    for (kind, passthrough) in DISKS.iter().flat_map(|kind| [true, false].map(|on| (kind, on))) {
         let scratch = Scratch::new("full-checkpoint");
-        let disk = SmallDisk::new(&scratch, 32 << 20);
+        let disk = SmallDisk::new(&scratch, kind, 32 << 20);
         let settings = Settings { passthrough, ..Settings::default() };
         let mut node = Node::new(scratch.path(), settings).with_data(&scratch.join("small/data"));
         node.start();
@@ -512,7 +528,7 @@ fn a_read_only_archive_is_waited_for_and_nothing_is_lost() {
         return;
     }
     let scratch = Scratch::new("read-only-archive");
-    let disk = SmallDisk::new(&scratch, 64 << 20);
+    let disk = SmallDisk::new(&scratch, "tmpfs", 64 << 20);
     let mut node =
         Node::new(scratch.path(), Settings::default()).with_archive(&scratch.join("small/archive"));
     node.start();
@@ -636,8 +652,10 @@ fn a_truncated_journal_on_start_is_recovered_from() {
         return;
     }
     let scratch = Scratch::new("truncated-journal");
-    for keep in [0u64, 7, 28, 300, 512, 600] {
+    let lengths = [0u64, 7, 28, 300, 512, 600];
+    for (passthrough, keep) in [true, false].into_iter().flat_map(|on| lengths.map(|keep| (on, keep))) {
         let mut node = used(&scratch);
+        node.settings.passthrough = passthrough;
         node.start();
         let pos = node.pos("a.db");
         // A transaction under way, its journal on disk and pages spilled to the file.

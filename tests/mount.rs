@@ -122,16 +122,23 @@ fn exclusive_mode_works_in_wal_mode() {
 #[test]
 fn mmap_sees_what_other_processes_write() {
     needs_a_mount!();
-    let mounted = Mounted::new("mmap", Passthrough::Auto);
-    let mut one = mounted.connect("a.db");
-    one.rows("CREATE TABLE t (a)");
-    one.rows(&format!("INSERT INTO t SELECT randomblob(3000) FROM {}", numbers(100)));
-    let mut two = mounted.connect("a.db");
-    assert_eq!(two.value("PRAGMA mmap_size = 1000000000"), "1000000000");
-    for _ in 0..10 {
-        let sum = "SELECT sum(unicode(hex(a))) FROM t";
-        one.rows("UPDATE t SET a = randomblob(3000)");
-        assert_eq!(one.value(sum), two.value(sum));
+    for (passthrough, mode) in BOTH.iter().flat_map(|both| ["delete", "wal"].map(|mode| (both, mode))) {
+        let mounted = Mounted::new("mmap", *passthrough);
+        let mut one = mounted.connect("a.db");
+        one.rows(&format!("PRAGMA journal_mode = {mode}"));
+        one.rows("CREATE TABLE t (a)");
+        one.rows(&format!("INSERT INTO t SELECT randomblob(3000) FROM {}", numbers(100)));
+        let mut two = mounted.connect("a.db");
+        assert_eq!(two.value("PRAGMA mmap_size = 1000000000"), "1000000000");
+        for round in 0..10 {
+            let sum = "SELECT sum(unicode(hex(a))) FROM t";
+            one.rows("UPDATE t SET a = randomblob(3000)");
+            one.rows(&format!("INSERT INTO t SELECT randomblob(3000) FROM {}", numbers(20)));
+            if round % 2 == 0 {
+                one.rows("PRAGMA wal_checkpoint");
+            }
+            assert_eq!(one.value(sum), two.value(sum), "{mode}");
+        }
     }
 }
 
@@ -479,7 +486,11 @@ fn another_user_has_the_rights_that_the_modes_give() {
         eprintln!("SKIPPED: only root can act as another user");
         return;
     }
-    let mounted = Mounted::for_all("users");
+    BOTH.into_iter().for_each(another_user);
+}
+
+fn another_user(passthrough: Passthrough) {
+    let mounted = Mounted::for_all("users", passthrough);
     // Another user must be able to reach the mount at all.
     let reachable = tempfile::tempdir().expect("a directory");
     let link = reachable.path().join("m");

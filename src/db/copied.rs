@@ -3,6 +3,7 @@
 //! the last one and more is written.
 
 use super::database::State;
+use super::files::KEPT_JOURNAL;
 use super::{Database, DbError, FileKind};
 use crate::sqlite::{ReadAt, header};
 use crate::words::PageSize;
@@ -34,7 +35,7 @@ impl Database {
     fn has_sidecar(&self) -> bool {
         [FileKind::Journal, FileKind::Wal]
             .into_iter()
-            .any(|kind| std::fs::metadata(self.path(kind)).is_ok_and(|file| file.len() > 0))
+            .any(|kind| std::fs::metadata(self.path(kind)).is_ok_and(|file| file.len() > KEPT_JOURNAL))
     }
 
     /// Whether the file has every page that its header states; one without a readable

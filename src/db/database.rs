@@ -34,6 +34,8 @@ pub struct Database {
     pub(super) has_wal: AtomicBool,
     /// Applications do not get it yet.
     pub(super) hidden: AtomicBool,
+    /// The journal was unlinked: its file is kept, empty, for the next one.
+    pub(super) retired: AtomicBool,
     /// The daemon's own connection where it keeps applications from writing.
     pub(super) hold: Mutex<Option<super::apply::Hold>>,
     /// A lock that outlives a failure: the file is between two positions.

@@ -15,6 +15,9 @@ use crate::sqlite::wal::WalHeader;
 use crate::sqlite::wal_index;
 use crate::words::{PageSize, Pgno, start_writing};
 
+/// How long a journal's file is that is kept: too short to say anything.
+pub(super) const KEPT_JOURNAL: u64 = 1;
+
 impl Database {
     /// Opens or creates one of the files for an application.
     ///
@@ -27,6 +30,10 @@ impl Database {
             return Err(self.read_only());
         }
         let mut state = self.lock();
+        let retired = self.is_retired(kind);
+        if retired && !how.create {
+            return Err(DbError::io("open", &path)(io::ErrorKind::NotFound.into()));
+        }
         if kind == FileKind::Wal && how.create {
             // A transaction whose journal ended unseen comes before the first of the WAL.
             self.settle_rollback(&mut state)?;
@@ -35,10 +42,13 @@ impl Database {
             .read(true)
             .write(how.write)
             .create(how.create && how.write)
-            .create_new(how.exclusive && how.create)
+            .create_new(how.exclusive && how.create && !retired)
             .mode(how.mode & 0o7777)
             .open(&path)
             .map_err(DbError::io("open", &path))?;
+        if retired {
+            self.retired.store(false, Ordering::Release);
+        }
         match kind {
             FileKind::Journal if how.write => {
                 self.settle_rollback(&mut state)?;
@@ -326,6 +336,49 @@ impl Database {
             FileKind::Database => self.capture_copy(&mut self.lock(), false),
             FileKind::Wal | FileKind::Shm => Ok(()),
         }
+    }
+
+    /// Whether applications find no such file, though one is kept for the next time.
+    pub fn is_retired(&self, kind: FileKind) -> bool {
+        kind == FileKind::Journal && self.retired.load(Ordering::Acquire)
+    }
+
+    /// Whether applications find such a file.
+    pub fn has_file(&self, kind: FileKind) -> bool {
+        !self.is_retired(kind) && self.path(kind).exists()
+    }
+
+    /// Unlinks the journal as far as applications can see. What happens on the disk is
+    /// the commit of `journal_mode=TRUNCATE`: DELETE costs the file system a new inode for
+    /// each transaction, and the fsync of the directory that names it. Only where nobody
+    /// has the journal open: they would see the next one.
+    pub fn retire_journal(&self) -> Result<(), DbError> {
+        let path = self.path(FileKind::Journal);
+        let mut state = self.lock();
+        if state.nonce.is_some() {
+            self.end_journal(&mut state)?;
+        }
+        let journal = match state.journal.take() {
+            Some(journal) => journal,
+            None => {
+                let file = OpenOptions::new().write(true).open(&path);
+                Arc::new(file.map_err(DbError::io("open", &path))?)
+            }
+        };
+        self.handles().remove(&FileKind::Journal);
+        // Not to nothing: ext4 writes a file that was to the disk when it is next closed
+        // (auto_da_alloc), and the next truncation waits for that.
+        journal.set_len(KEPT_JOURNAL).map_err(DbError::io("truncate", &path))?;
+        self.retired.store(true, Ordering::Release);
+        drop(state);
+        self.shared.faults.pass("db.removed").map_err(DbError::io("truncate", path))
+    }
+
+    /// An empty journal says nothing: applications need not find it.
+    pub(super) fn retire_empty_journal(&self) {
+        let journal = fs::metadata(self.path(FileKind::Journal));
+        let empty = journal.is_ok_and(|file| file.len() <= KEPT_JOURNAL);
+        self.retired.store(empty, Ordering::Release);
     }
 
     /// Unlinks a file. Of the journal: the commit. Of the database: the drop.

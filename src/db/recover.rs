@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex};
 
 use super::database::{State, read_at_most};
 use super::dirty::Dirty;
+use super::files::KEPT_JOURNAL;
 use super::log::WalEnd;
 use super::saved::{Saved, sync_dir};
 use super::sums::Sums;
@@ -117,10 +118,12 @@ impl Database {
             marked: AtomicBool::new(false),
             has_wal: AtomicBool::new(false),
             hidden: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             handles: Mutex::new(HashMap::new()),
             readable: Mutex::new(Pos::ZERO),
         };
         database.recover_files(&saved, tail, since, super_journal)?;
+        database.retire_empty_journal();
         database.show(database.pos());
         Ok(database)
     }
@@ -328,7 +331,7 @@ impl Database {
         let read = DbError::io("read", path.clone());
         let len = file.metadata().map_err(DbError::io("read", &path))?.len();
         let Some(head) = journal::Header::read(&file).map_err(read)? else {
-            return Ok(if len > 0 { LeftJournal::Ended } else { LeftJournal::None });
+            return Ok(if len > KEPT_JOURNAL { LeftJournal::Ended } else { LeftJournal::None });
         };
         let committed = last_nonce != 0 && head.nonce == last_nonce;
         let superseded = journal::super_journal(&file, len)

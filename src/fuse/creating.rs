@@ -91,6 +91,7 @@ impl Tree {
             self.may_dirs(caller, WRITE | EXECUTE, &parent.path)?;
             (Owner { uid: caller.uid, gid: self.group(caller, &parent.path)? }, mode)
         };
+        let kept = self.is_kept(&path);
         let (what, file) = self.make(&path, mode, exclusive, owner)?;
         let metadata = file.metadata().map_err(|error| errno::of_io(&error))?;
         let backing = match &what {
@@ -98,14 +99,18 @@ impl Tree {
             What::SuperJournal(backing) => backing.clone(),
             _ => return Err(Errno::EIO),
         };
-        if let Some(dir) = backing.parent() {
+        if let Some(dir) = backing.parent().filter(|_| !kept) {
             self.unsynced.changed(&parent.path, dir);
             if let (What::File(_, FileKind::Database), Some(above)) = (&what, dir.parent()) {
                 self.unsynced.changed(&parent.path, above);
             }
         }
         let node = self.inodes.intern(&path, what);
-        let attr = attributes::of(node.ino, &metadata);
+        let mut attr = attributes::of(node.ino, &metadata);
+        if kept {
+            // Its one byte is about to be written over.
+            (attr.size, attr.blocks) = (0, 0);
+        }
         let how = How { write: new.flags & libc::O_ACCMODE != libc::O_RDONLY, created: true, own };
         let ino = node.ino;
         match self.opened(node, file, how, register) {
@@ -127,6 +132,16 @@ impl Tree {
             Owner { uid: file.uid(), gid: file.gid() },
             if file.mode() == 0 { mode } else { file.mode() & 0o7777 },
         ))
+    }
+
+    /// Whether the file that is to be made is there: a journal's.
+    fn is_kept(&self, path: &str) -> bool {
+        match names::parse(path) {
+            Some(Name::File(name, kind)) => {
+                self.store.database(&name).is_some_and(|db| db.is_retired(kind) && db.path(kind).exists())
+            }
+            _ => false,
+        }
     }
 
     /// Makes a backing file, of the mode and owner that were asked for.

@@ -90,6 +90,12 @@ impl Node {
         self.gone.load(Ordering::Acquire)
     }
 
+    /// Whether nobody has it open.
+    pub(super) fn is_unused(&self) -> bool {
+        let opens = self.opens();
+        opens.apps + opens.own == 0
+    }
+
     /// Who has it open. A leaf lock but for the kernel's list of backing files.
     pub(super) fn opens(&self) -> MutexGuard<'_, Opens> {
         self.opens.lock()

@@ -69,7 +69,7 @@ impl Tree {
         let path = names::join(dir, &name);
         let Some(db) = DbName::new(&path).ok().and_then(|name| self.store.database(&name)) else { return };
         for kind in [FileKind::Journal, FileKind::Wal, FileKind::Shm] {
-            if db.path(kind).exists() {
+            if db.has_file(kind) {
                 names.push((FileType::RegularFile, format!("{name}{}", kind.suffix())));
             }
         }

@@ -8,6 +8,7 @@
 
 mod adapter;
 mod attributes;
+mod awake;
 mod committing;
 mod counters;
 mod creating;

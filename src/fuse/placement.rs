@@ -6,6 +6,9 @@ use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use super::awake::Awake;
 
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 
@@ -13,6 +16,9 @@ use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 /// again where it runs after so many more.
 const FOLLOW_AFTER: u32 = 32;
 const ASK_AGAIN: u32 = 1024;
+
+/// Requests of one thread in so short a time each are a burst.
+const BURST: Duration = Duration::from_micros(500);
 
 thread_local! {
     static RAISED: Cell<bool> = const { Cell::new(false) };
@@ -77,22 +83,34 @@ struct Followed {
     /// Where the thread may run otherwise, while it is bound to one CPU.
     free: Option<CpuSet>,
     cpu: Option<usize>,
+    /// When the last FOLLOW_AFTER requests began.
+    since: Option<Instant>,
+    awake: Awake,
 }
 
 impl Followed {
-    const NOBODY: Followed = Followed { tid: 0, requests: 0, free: None, cpu: None };
+    const NOBODY: Followed =
+        Followed { tid: 0, requests: 0, free: None, cpu: None, since: None, awake: Awake::ASLEEP };
 
     fn note(&mut self, tid: u32) {
         if tid != self.tid {
             self.let_go();
-            (self.tid, self.requests) = (tid, 0);
+            (self.tid, self.requests, self.since) = (tid, 0, None);
             return;
         }
+        self.awake.beat();
         // From ASK_AGAIN back to FOLLOW_AFTER.
         self.requests += 1;
         if self.requests == FOLLOW_AFTER || self.requests == ASK_AGAIN {
             self.requests = FOLLOW_AFTER;
             self.go_to(cpu_of(tid));
+        }
+        if self.requests.is_multiple_of(FOLLOW_AFTER) {
+            let now = Instant::now();
+            let fast = self.since.replace(now).is_some_and(|since| now - since < BURST * FOLLOW_AFTER);
+            if let (true, Some(cpu), Some(free)) = (fast, self.cpu, &self.free) {
+                self.awake.keep(cpu, free);
+            }
         }
     }
 

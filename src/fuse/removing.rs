@@ -41,6 +41,10 @@ impl Tree {
                 std::fs::remove_file(backing).map_err(|error| errno::of_io(&error))?;
                 self.unsynced.changed(&parent.path, backing.parent().unwrap_or(Path::new("/")));
             }
+            What::File(db, FileKind::Journal) if node.is_unused() && !db.archive_first() => {
+                db.retire_journal().map_err(errno::report)?;
+                self.unsynced.changed(&parent.path, &db.path(FileKind::Journal));
+            }
             What::File(db, kind) => {
                 db.remove(*kind).map_err(errno::report)?;
                 if *kind == FileKind::Shm {

@@ -156,6 +156,7 @@ impl Tree {
                 Some(path) => std::fs::metadata(path),
                 None => Err(io::ErrorKind::NotFound.into()),
             },
+            What::File(db, kind) if db.is_retired(*kind) => Err(io::ErrorKind::NotFound.into()),
             What::File(db, kind) => std::fs::metadata(db.path(*kind)),
             What::Pos(db) => std::fs::metadata(db.path(FileKind::Database)),
             What::SuperJournal(backing) => std::fs::metadata(backing),
@@ -268,7 +269,13 @@ impl Tree {
     /// FSYNC.
     pub(super) fn sync(&self, handle: &Handle) -> Result<(), Errno> {
         match (&handle.node.what, &handle.file) {
-            (What::File(db, kind), _) if !handle.node.gone() => db.sync(*kind).map_err(errno::report),
+            (What::File(db, kind), _) if !handle.node.gone() => {
+                let (dir, backing) = (names::split(&handle.node.path).0, db.path(*kind));
+                let changes = self.unsynced.changes(dir, &backing);
+                db.sync(*kind).map_err(errno::report)?;
+                self.unsynced.done(dir, &backing, changes);
+                Ok(())
+            }
             (_, Some(file)) => file.sync_all().map_err(|error| errno::of_io(&error)),
             (_, None) => Ok(()),
         }

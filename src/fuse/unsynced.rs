@@ -1,6 +1,7 @@
 //! fsync of a directory of the mount. Each database has a directory of its own below
 //! the data directory, so the fsync that SQLite makes after creating a journal must
-//! reach the backing directories in which names changed since the last one.
+//! reach the backing directories in which names changed since the last one. A journal
+//! whose file is kept is gone when its truncation is durable, not a name.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-/// Backing directories whose names changed, by directory of the mount.
+/// Backing directories whose names changed, and kept journals, by directory of the mount.
 #[derive(Debug, Default)]
 pub(super) struct Unsynced(Mutex<HashMap<String, HashMap<PathBuf, u64>>>);
 
@@ -22,6 +23,11 @@ impl Unsynced {
             return;
         }
         all.entry(dir.to_owned()).or_default().insert(backing.to_owned(), 1);
+    }
+
+    /// How often `backing` changed since its last fsync.
+    pub(super) fn changes(&self, dir: &str, backing: &Path) -> u64 {
+        self.0.lock().get(dir).and_then(|dirs| dirs.get(backing)).copied().unwrap_or(0)
     }
 
     /// Makes the names in `dir` durable. An entry stays until its fsync has succeeded,
@@ -43,7 +49,8 @@ impl Unsynced {
         Ok(())
     }
 
-    fn done(&self, dir: &str, path: &Path, changes: u64) {
+    /// An fsync of `path` has succeeded that began after so many changes.
+    pub(super) fn done(&self, dir: &str, path: &Path, changes: u64) {
         let mut all = self.0.lock();
         let Some(dirs) = all.get_mut(dir) else { return };
         if dirs.get(path) == Some(&changes) {

@@ -77,6 +77,9 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     }
     if let What::File(database, kind) = &open.what {
         let mut last = true;
+        if *kind == FileKind::Journal {
+            open.process.world().journals(database.name(), -1);
+        }
         if *kind == FileKind::Database {
             let world = open.process.world();
             let mut opens = world.opens.lock().unwrap_or_else(PoisonError::into_inner);

@@ -177,7 +177,8 @@ fn open_file(
         None => return Err(ffi::SQLITE_CANTOPEN),
     };
     let backing = database.path(kind);
-    let fresh = kind != FileKind::Database && !backing.exists();
+    let fresh = kind != FileKind::Database && !database.has_file(kind);
+    let kept = fresh && backing.exists();
     let how = OpenHow {
         write: flags & ffi::SQLITE_OPEN_READWRITE != 0,
         create: create && fresh,
@@ -185,7 +186,12 @@ fn open_file(
         mode: 0o644,
     };
     let file = database.open(kind, how).map_err(cannot)?;
-    world.names_changed(&backing);
+    if !kept {
+        world.names_changed(&backing);
+    }
+    if kind == FileKind::Journal {
+        world.journals(name, 1);
+    }
     let mut real = None;
     if kind == FileKind::Database {
         world.link(&backing, name.as_str()).map_err(|_| ffi::SQLITE_CANTOPEN)?;
@@ -254,11 +260,18 @@ unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, syn
 pub(crate) fn remove(process: &Process, name: &DbName, kind: FileKind) -> Result<(), c_int> {
     let database = process.world().store.database(name).ok_or(ffi::SQLITE_IOERR_DELETE_NOENT)?;
     let backing = database.path(kind);
-    if !backing.exists() {
+    if !database.has_file(kind) {
         return Err(ffi::SQLITE_IOERR_DELETE_NOENT);
     }
-    process.world().names_changed(&backing);
-    database.remove(kind).map_err(|error| code(&error, ffi::SQLITE_IOERR_DELETE))
+    let world = process.world();
+    let removed = if kind == FileKind::Journal && world.journals(name, 0) == 0 {
+        world.unsynced.lock().unwrap_or_else(PoisonError::into_inner).insert(backing);
+        database.retire_journal()
+    } else {
+        world.names_changed(&backing);
+        database.remove(kind)
+    };
+    removed.map_err(|error| code(&error, ffi::SQLITE_IOERR_DELETE))
 }
 
 unsafe extern "C" fn access(
@@ -269,7 +282,10 @@ unsafe extern "C" fn access(
 ) -> c_int {
     let process = process_of(vfs);
     let path = match place(&process, path_of(name)) {
-        Some(Place::File(db, kind)) => process.world().store.database(&db).map(|db| db.path(kind)),
+        Some(Place::File(db, kind)) => {
+            let database = process.world().store.database(&db);
+            database.filter(|db| !db.is_retired(kind)).map(|db| db.path(kind))
+        }
         Some(Place::Super(path)) => Some(path),
         None => None,
     };

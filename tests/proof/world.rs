@@ -34,6 +34,8 @@ pub struct World {
     pub(crate) shm: Arc<ShmUse>,
     pub(crate) unsynced: Mutex<BTreeSet<PathBuf>>,
     pub(crate) opens: Mutex<HashMap<DbName, u32>>,
+    /// Open journals.
+    pub(crate) journals: Mutex<HashMap<DbName, u32>>,
     hook: Mutex<Option<Hook>>,
     stepping: AtomicBool,
     unsound: AtomicBool,
@@ -135,6 +137,7 @@ impl World {
             shm,
             unsynced: Mutex::default(),
             opens: Mutex::default(),
+            journals: Mutex::default(),
             hook: Mutex::default(),
             stepping: AtomicBool::new(false),
             unsound: AtomicBool::new(false),
@@ -196,12 +199,21 @@ impl World {
     /// Makes the names that changed durable: FSYNCDIR.
     pub(crate) fn sync_names(&self) -> io::Result<()> {
         let dirs = std::mem::take(&mut *self.unsynced.lock().unwrap_or_else(PoisonError::into_inner));
-        for dir in dirs {
-            if dir.is_dir() {
-                File::open(dir)?.sync_all()?;
+        for changed in dirs {
+            // A directory whose names changed, or a journal that is kept.
+            if changed.exists() {
+                File::open(changed)?.sync_all()?;
             }
         }
         Ok(())
+    }
+
+    /// How many have a database's journal open, after `change`.
+    pub(crate) fn journals(&self, db: &DbName, change: i32) -> u32 {
+        let mut journals = self.journals.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = journals.entry(db.clone()).or_default();
+        *count = count.saturating_add_signed(change);
+        *count
     }
 
     pub(crate) fn names_changed(&self, file: &Path) {

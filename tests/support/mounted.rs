@@ -47,8 +47,8 @@ impl Mounted {
     }
 
     /// A new store, mounted for everybody.
-    pub fn for_all(name: &str) -> Mounted {
-        Mounted::with(name, Passthrough::Auto, true)
+    pub fn for_all(name: &str, passthrough: Passthrough) -> Mounted {
+        Mounted::with(name, passthrough, true)
     }
 
     /// A new store whose commits count only once the archive has them.

@@ -158,7 +158,7 @@ impl Database {
                 own.unlink(&self.name, kind).map_err(DbError::io("remove", self.path(kind)))?;
             }
         }
-        if self.path(FileKind::Journal).exists() {
+        if self.has_file(FileKind::Journal) {
             let hot = {
                 let mut state = self.lock();
                 let hot = self.roll_back(&mut state)?;

@@ -1,0 +1,178 @@
+//! Keeps the CPU that a client and the request loop do not run on from halting while
+//! requests come close upon each other. On a virtual machine an interrupt of a halted CPU
+//! takes ten times as long as a request; and the scheduler, which sees a CPU that does
+//! nothing, sends the client there with each answer. Only where there are two CPUs:
+//! measured there (docs/ARCHITECTURE.md); of more, one would not be enough. Takes time
+//! from nobody (SCHED_IDLE), and none when requests are rare. Must not know requests.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+/// Without a request for so long it sleeps: longer than a quick fsync.
+const QUIET: Duration = Duration::from_millis(1);
+
+/// Spins between two looks at the clock.
+const SPINS: u32 = 64;
+
+/// The thread, from the first time that it is wanted on.
+#[derive(Default)]
+pub(super) struct Awake(Option<Arc<Shared>>);
+
+#[derive(Default)]
+struct Shared {
+    requests: AtomicU32,
+    spinning: AtomicBool,
+    wanted: Mutex<Wanted>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Wanted {
+    #[default]
+    Nothing,
+    /// The CPU that is not to halt.
+    Cpu(usize),
+    End,
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.want(Wanted::End);
+        }
+    }
+}
+
+impl Awake {
+    /// Never keeps anything awake.
+    pub(super) const ASLEEP: Awake = Awake(None);
+
+    /// A request came.
+    pub(super) fn beat(&self) {
+        if let Some(shared) = &self.0 {
+            shared.requests.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Requests come fast: the CPU beside `busy` is kept awake until they no longer do.
+    pub(super) fn keep(&mut self, busy: usize, allowed: &CpuSet) {
+        let Some(other) = the_other(busy, allowed) else { return };
+        let shared = match &self.0 {
+            Some(shared) => shared,
+            None => match start() {
+                Some(shared) => self.0.insert(shared),
+                None => return,
+            },
+        };
+        if !shared.spinning.load(Ordering::Relaxed) {
+            shared.want(Wanted::Cpu(other));
+        }
+    }
+}
+
+/// Of two CPUs the one that is not `busy`.
+fn the_other(busy: usize, allowed: &CpuSet) -> Option<usize> {
+    let mut others = (0..CpuSet::MAX_CPU).filter(|cpu| *cpu != busy && allowed.is_set(*cpu));
+    let other = others.next()?;
+    (allowed.count() == 2 && others.next().is_none()).then_some(other)
+}
+
+fn start() -> Option<Arc<Shared>> {
+    let shared = Arc::new(Shared::default());
+    let works = shared.clone();
+    let thread = thread::Builder::new().name("litefs-awake".to_owned());
+    thread.spawn(move || works.work()).ok().map(|_| shared)
+}
+
+impl Shared {
+    fn want(&self, wanted: Wanted) {
+        let mut now = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if *now != Wanted::End {
+            *now = wanted;
+        }
+        self.changed.notify_one();
+    }
+
+    fn work(&self) {
+        // Beside anything else that could run, this does not.
+        let least = libc::sched_param { sched_priority: 0 };
+        // SAFETY: the call reads `least`, which lives until it returns; 0 is the calling
+        // thread.
+        if unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const least) } < 0 {
+            return;
+        }
+        loop {
+            let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let cpu = loop {
+                match std::mem::take(&mut *wanted) {
+                    Wanted::Nothing => {
+                        wanted = self.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
+                    }
+                    Wanted::Cpu(cpu) => break cpu,
+                    Wanted::End => return,
+                }
+            };
+            drop(wanted);
+            let mut one = CpuSet::new();
+            one.set(cpu);
+            if sched_setaffinity(None, &one).is_ok() {
+                self.spinning.store(true, Ordering::Relaxed);
+                self.spin();
+                self.spinning.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Until no request comes any more.
+    fn spin(&self) {
+        let (mut seen, mut since) = (self.requests.load(Ordering::Relaxed), Instant::now());
+        loop {
+            (0..SPINS).for_each(|_| std::hint::spin_loop());
+            let requests = self.requests.load(Ordering::Relaxed);
+            if requests != seen {
+                (seen, since) = (requests, Instant::now());
+            } else if since.elapsed() > QUIET {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpus(numbers: &[usize]) -> CpuSet {
+        let mut set = CpuSet::new();
+        numbers.iter().for_each(|cpu| set.set(*cpu));
+        set
+    }
+
+    #[test]
+    fn only_of_two_cpus_the_other_is_kept_awake() {
+        assert_eq!(the_other(1, &cpus(&[0, 1])), Some(0));
+        assert_eq!(the_other(3, &cpus(&[3, 7])), Some(7));
+        assert_eq!(the_other(0, &cpus(&[0])), None);
+        assert_eq!(the_other(0, &cpus(&[0, 1, 2])), None);
+        assert_eq!(the_other(5, &cpus(&[0, 1])), None, "it runs on neither");
+    }
+
+    #[test]
+    fn it_sleeps_when_no_request_comes_and_ends_with_its_loop() {
+        let shared = start().expect("a thread");
+        shared.requests.fetch_add(1, Ordering::Relaxed);
+        // Returns only because nobody asks any more.
+        shared.spin();
+        let still = Arc::downgrade(&shared);
+        drop(Awake(Some(shared)));
+        let start = Instant::now();
+        while still.strong_count() > 0 {
+            assert!(start.elapsed() < Duration::from_secs(60), "the thread stays");
+            thread::yield_now();
+        }
+    }
+}
