@@ -208,6 +208,27 @@ fn readers_of_a_rollback_replica_see_whole_transactions() {
 }
 
 #[test]
+fn the_wal_of_a_replica_begins_anew_once_it_has_grown() {
+    needs_a_mount!();
+    for passthrough in BOTH {
+        let pair = Pair::new("apply-wal-size", passthrough);
+        let mut client = begin(&pair, "a.db", "wal");
+        let wal = pair.replica.path("a.db-wal");
+        let mut most = 0;
+        // About a hundred frames each.
+        for _ in 0..40 {
+            many(&mut client, 100, 3500);
+            pair.carry(1);
+            most = most.max(std::fs::metadata(&wal).expect("a wal").len());
+        }
+        let frames = most / (4096 + 24);
+        assert!((1000..1300).contains(&frames), "{frames} frames");
+        pair.same("a.db");
+        client.close();
+    }
+}
+
+#[test]
 fn writers_on_a_replica_fail_as_sqlite_fails_and_work_after_promotion() {
     needs_a_mount!();
     for passthrough in BOTH {

@@ -11,7 +11,9 @@ use super::hold::Hold;
 use super::{Set, io_in};
 use crate::words::Pgno;
 
-/// A checkpoint is due every so many frames, as in SQLite.
+/// A checkpoint is due every so many frames, as in SQLite. A WAL that has fewer is let
+/// grow: to ask whether it could begin anew would cost a journey through the mount for
+/// each change set.
 const CHECKPOINT_EVERY: u32 = 1000;
 
 impl Database {
@@ -21,7 +23,9 @@ impl Database {
         }
         self.put_mark()?;
         let writer = &mut hold.writer;
-        writer.restart().map_err(io_in(self))?;
+        if writer.frames() >= CHECKPOINT_EVERY {
+            writer.restart().map_err(io_in(self))?;
+        }
         let (pages, commit) = (self.pages_of(set), set.goal.pages);
         let before = writer.end();
         let read = |pgno: Pgno, page: &mut [u8]| self.read_for_frame(set, pgno, page);
@@ -89,6 +93,9 @@ impl Database {
     /// Copies frames into the database file from time to time.
     fn keep_wal_small(&self, hold: &mut Hold) -> Result<(), DbError> {
         let writer = &hold.writer;
+        if writer.frames() < CHECKPOINT_EVERY {
+            return Ok(());
+        }
         let backfilled = writer.marks().map_err(io_in(self))?.backfilled;
         if writer.frames().saturating_sub(backfilled) < CHECKPOINT_EVERY {
             return Ok(());

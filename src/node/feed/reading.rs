@@ -13,6 +13,10 @@ use super::places::Places;
 /// A replica that is told without a pause hears the time so often all the same.
 const BUSY_BEAT: Duration = Duration::from_millis(250);
 
+/// After so many change sets that are not for it, it hears that the primary lives: to look
+/// at that many takes far less than a stream's deadline.
+const MANY: u32 = 1000;
+
 /// What is next.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -22,6 +26,8 @@ pub(super) enum Step {
     Settle(DbName, Pos),
     /// Everything before this moment is said, though more follows.
     Time(Duration),
+    /// None of the last many change sets is for this replica; more follow.
+    Busy,
     /// Nothing, for now.
     Quiet,
 }
@@ -35,6 +41,8 @@ pub(super) struct Reading {
     asof: Duration,
     /// When the time was said last.
     said: Duration,
+    /// Change sets that were passed over since the replica heard anything.
+    passed: u32,
     /// Where the databases stand on the replica once it has what it was told.
     at: HashMap<DbName, Pos>,
     /// Those that it has to settle first.
@@ -87,7 +95,8 @@ impl Reading {
         let first = Some(First { targets, moved: HashSet::new() });
         let reader = store.log().reader(from);
         let end = store.log().end();
-        Ok(Reading { reader, end, asof, said: asof, at, settling, first, due: VecDeque::new() })
+        let due = VecDeque::new();
+        Ok(Reading { reader, end, asof, said: asof, passed: 0, at, settling, first, due })
     }
 
     /// What is next.
@@ -103,7 +112,12 @@ impl Reading {
             match self.reader.next(self.end) {
                 Ok(Some(change)) => {
                     if self.continues(&change) {
+                        self.passed = 0;
                         return Ok(Step::Change(change));
+                    }
+                    self.passed += 1;
+                    if self.passed.is_multiple_of(MANY) {
+                        return Ok(Step::Busy);
                     }
                     continue;
                 }

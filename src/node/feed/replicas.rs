@@ -43,7 +43,16 @@ pub(in crate::node) struct Replica {
     reading: Mutex<Reading>,
     heard: Mutex<Heard>,
     closed: AtomicBool,
-    archived: Mutex<(u64, HashMap<DbName, Pos>)>,
+    archived: Mutex<Archived>,
+}
+
+/// What it was told of the archive.
+struct Archived {
+    /// After so many publications, and one.
+    after: u64,
+    at: HashMap<DbName, Pos>,
+    /// It is told before anything else, if there are news.
+    due: bool,
 }
 
 /// What the replica says.
@@ -77,7 +86,7 @@ impl Feeds {
             reading: Mutex::new(reading.map_err(|error| error.to_string())?),
             heard: Mutex::new(Heard { at, ..Heard::default() }),
             closed: AtomicBool::new(false),
-            archived: Mutex::default(),
+            archived: Mutex::new(Archived { after: 0, at: HashMap::new(), due: true }),
             hello,
         });
         tracing::info!(replica = %replica.hello.hostname, node = %replica.hello.node, "a replica follows");
@@ -166,13 +175,14 @@ impl Replica {
     fn news_of_archive(&self) -> Option<Vec<(DbName, Pos)>> {
         let publications = self.shared.setup.store.commits().publications() + 1;
         let mut known = locked(&self.archived);
-        if known.0 == publications {
+        known.due = false;
+        if known.after == publications {
             return None;
         }
-        known.0 = publications;
+        known.after = publications;
         let mut news = (self.shared.setup.archived)();
-        news.retain(|(db, pos)| known.1.get(db) != Some(pos));
-        known.1.extend(news.iter().cloned());
+        news.retain(|(db, pos)| known.at.get(db) != Some(pos));
+        known.at.extend(news.iter().cloned());
         (!news.is_empty()).then_some(news)
     }
 
@@ -214,13 +224,22 @@ impl Replica {
         if !settled.is_empty() {
             reading.settled(store, places, &**clock, settled).map_err(failed)?;
         }
+        // What the archive has, a replica that is behind takes in together.
+        let due = locked(&self.archived).due;
+        if let Some(news) = due.then(|| self.news_of_archive()).flatten() {
+            return Ok(Some(Item::Archived(news)));
+        }
         match reading.next(store, places, &**clock).map_err(failed)? {
             Step::Change(change) => return Ok(Some(Item::Change(self.change(change)))),
             Step::Settle(db, pos) => {
                 locked(&self.heard).settling.insert(db.clone());
                 return Ok(Some(Item::Settle { db, pos }));
             }
-            Step::Time(at) => return Ok(Some(self.beat(at))),
+            Step::Time(at) => {
+                locked(&self.archived).due = true;
+                return Ok(Some(self.beat(at)));
+            }
+            Step::Busy => return Ok(Some(Item::Busy)),
             Step::Quiet => {}
         }
         if let Some(ending) = ending {

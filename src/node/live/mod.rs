@@ -2,10 +2,11 @@
 //! they were committed. What the primary does not have any more, someone else settles
 //! with the archive. Must not decide whom to follow, or when to come back.
 
+mod run;
 mod take;
 mod time;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::peer::wire::{Beat, ChangeHead, Ending, Hello};
 use crate::store::Store;
 use crate::words::{Clock, DbName, Pos};
 
+use run::{Batch, Run};
 pub(super) use take::TakeError;
 use take::{Taken, take};
 use time::PrimaryTime;
@@ -129,6 +131,8 @@ impl Live {
             unsettled: BTreeMap::new(),
             agreed: false,
             tried: None,
+            archived: HashMap::new(),
+            next: None,
         };
         loop {
             if let Err(over) = pursuit.step() {
@@ -156,12 +160,20 @@ struct Pursuit<'a, F: Follower> {
     tried: Option<Instant>,
     /// What is here, and the archive may lack, is the primary's.
     agreed: bool,
+    /// Where databases stand in the archive, as far as the primary has said.
+    archived: HashMap<DbName, Pos>,
+    /// It came already.
+    next: Option<Received>,
 }
 
 impl<F: Follower> Pursuit<'_, F> {
     fn step(&mut self) -> Result<(), Over<F::Error>> {
-        match self.following.receive()? {
-            Received::Change(change) => self.change(&change),
+        let received = match self.next.take() {
+            Some(received) => received,
+            None => self.following.receive()?,
+        };
+        match received {
+            Received::Change(change) => self.changes(change),
             Received::Beat(beat) => {
                 self.beat(&beat);
                 self.settle()
@@ -185,22 +197,46 @@ impl<F: Follower> Pursuit<'_, F> {
         self.live.store.known(db).map_or(Pos::ZERO, |database| database.pos())
     }
 
-    fn change(&mut self, change: &ReceivedChange) -> Result<(), Over<F::Error>> {
+    /// Takes in a change set, with those that came meanwhile and may go with it.
+    fn changes(&mut self, first: ReceivedChange) -> Result<(), Over<F::Error>> {
+        let mut batch = Batch::default();
+        let mut came = Ok(Some(Received::Change(first)));
+        let broken = loop {
+            match came {
+                Ok(Some(Received::Change(change))) => {
+                    let archived = self.archived.get(&change.head.db).copied();
+                    self.next = batch.push(change, archived).map(Received::Change);
+                }
+                Ok(Some(other)) => self.next = Some(other),
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+            if self.next.is_some() || !batch.is_open() {
+                break None;
+            }
+            came = self.following.receive_at_once();
+        };
+        batch.runs.iter().try_for_each(|run| self.take(run))?;
+        broken.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn take(&mut self, run: &Run) -> Result<(), Over<F::Error>> {
+        let Some(last) = run.changes.last().map(|change| change.head.clone()) else { return Ok(()) };
         loop {
-            match take(&self.live.store, change, self.live.patience) {
+            match take(&self.live.store, &run.changes, run.archived, self.live.patience) {
                 Ok(Taken::Applied) => {
-                    self.follower.applied(&change.head);
+                    run.changes.iter().for_each(|change| self.follower.applied(&change.head));
                     break;
                 }
                 Ok(Taken::Before) => break,
-                Ok(Taken::NotNext) => return Err(Over::OutOfStep(change.head.db.clone())),
+                Ok(Taken::NotNext) => return Err(Over::OutOfStep(last.db)),
                 Err(error) if error.is_busy() && !self.cancel.is_cancelled() => {
                     tracing::debug!(%error, "waiting for applications");
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(self.following.at(vec![(change.head.db.clone(), change.head.post)])?)
+        Ok(self.following.at(vec![(last.db, last.post)])?)
     }
 
     /// What holds at a moment holds here, unless something is to be settled.
@@ -223,6 +259,7 @@ impl<F: Follower> Pursuit<'_, F> {
 
     /// What the archive has, nobody needs to publish any more.
     fn archived(&mut self, positions: &[(DbName, Pos)]) {
+        self.archived.extend(positions.iter().cloned());
         let archived: BTreeMap<&DbName, Pos> = positions.iter().map(|(db, pos)| (db, *pos)).collect();
         self.live.store.commits().retain(|commit| {
             archived.get(&commit.meta.db).is_none_or(|archived| commit.meta.post.txid > archived.txid)

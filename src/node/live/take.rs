@@ -1,11 +1,11 @@
-//! A change set that came from the primary: verified, and applied while applications
+//! Change sets that came from the primary: verified, and applied while applications
 //! read. Must not wait longer than it is told.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::time::{Duration, Instant};
 
-use crate::db::{Database, DbError, Goal};
+use crate::db::{Database, DbError, Goal, LiveApply};
 use crate::ltx::{Decoder, Header, LtxError};
 use crate::peer::stream::{Ltx, ReceivedChange};
 use crate::peer::wire::ChangeHead;
@@ -44,26 +44,36 @@ impl TakeError {
     }
 }
 
-/// Applies it, unless it is there or does not fit.
-pub(super) fn take(store: &Store, change: &ReceivedChange, patience: Duration) -> Result<Taken, TakeError> {
-    let head = &change.head;
+/// Applies change sets of one database that follow each other, as one, unless they are
+/// there or do not fit. `archived`: the archive has all of them.
+pub(super) fn take(
+    store: &Store,
+    run: &[ReceivedChange],
+    archived: bool,
+    patience: Duration,
+) -> Result<Taken, TakeError> {
+    let Some(head) = run.last().map(|last| &last.head) else { return Ok(Taken::Before) };
     let database = store.entry(&head.db)?;
-    wait_for_answer(store, &database, head, patience)?;
-    let at = database.pos();
-    if at == head.post || at.txid > head.post.txid {
-        return Ok(Taken::Before);
+    for change in run {
+        wait_for_answer(store, &database, &change.head, patience)?;
     }
-    if at != head.pre {
+    let at = database.pos();
+    let there = run.iter().take_while(|change| change.head.post.txid <= at.txid).count();
+    let run = &run[there..];
+    let Some(from) = run.first().map(|first| first.head.pre) else { return Ok(Taken::Before) };
+    if at != from {
         return Ok(Taken::NotNext);
     }
-    let io = |source| TakeError::Io { db: head.db.clone(), source };
-    match &change.ltx {
-        Ltx::Memory(bytes) => apply(&database, head, &bytes[..], patience)?,
-        Ltx::File(file) => {
-            let file = File::open(file.path()).map_err(io)?;
-            apply(&database, head, BufReader::with_capacity(1 << 18, file), patience)?;
-        }
+    let goal = Goal { pos: head.post, page_size: head.page_size, pages: head.commit };
+    let mut live = database.apply_live(from, goal, head.timestamp)?;
+    if !archived {
+        // The primary puts it into the archive, unless this node takes over before.
+        live = live.not_archived();
     }
+    for change in run {
+        spool(&live, change)?;
+    }
+    live.finish(patience)?;
     Ok(Taken::Applied)
 }
 
@@ -89,21 +99,26 @@ fn wait_for_answer(
     }
 }
 
-fn apply(
-    database: &Database,
-    head: &ChangeHead,
-    ltx: impl Read,
-    patience: Duration,
-) -> Result<(), TakeError> {
+/// Takes in the pages of a change set; of a page the last content counts.
+fn spool(live: &LiveApply<'_>, change: &ReceivedChange) -> Result<(), TakeError> {
+    let head = &change.head;
+    match &change.ltx {
+        Ltx::Memory(bytes) => pages(live, head, &bytes[..]),
+        Ltx::File(file) => {
+            let io = |source| TakeError::Io { db: head.db.clone(), source };
+            let file = File::open(file.path()).map_err(io)?;
+            pages(live, head, BufReader::with_capacity(1 << 18, file))
+        }
+    }
+}
+
+fn pages(live: &LiveApply<'_>, head: &ChangeHead, ltx: impl Read) -> Result<(), TakeError> {
     let damaged = |why: String| TakeError::Damaged { db: head.db.clone(), why };
     let failed = |error: LtxError| damaged(error.to_string());
     let mut decoder = Decoder::new(ltx).map_err(failed)?;
     if !says_the_same(decoder.header(), head) {
         return Err(damaged("its header is that of another one".to_owned()));
     }
-    let goal = Goal { pos: head.post, page_size: head.page_size, pages: head.commit };
-    // The primary puts it into the archive, unless this node takes over before.
-    let live = database.apply_live(head.pre, goal, head.timestamp)?.not_archived();
     let (mut page, mut count) = (Vec::new(), 0);
     while let Some(pgno) = decoder.next_page(&mut page).map_err(failed)? {
         let kept = live.page(pgno, &page, PageSum::of(pgno, &page));
@@ -114,7 +129,7 @@ fn apply(
     if trailer.post != Some(head.post.checksum) || count != head.pages {
         return Err(damaged("it leads elsewhere than it says".to_owned()));
     }
-    Ok(live.finish(patience)?)
+    Ok(())
 }
 
 fn says_the_same(header: &Header, head: &ChangeHead) -> bool {

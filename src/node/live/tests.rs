@@ -409,6 +409,62 @@ fn lag_is_small_while_the_stream_lives_and_grows_afterwards() {
 }
 
 #[test]
+fn what_the_archive_has_is_taken_in_together_and_never_across_its_head() {
+    let mut primary = Primary::new();
+    let rounds = |primary: &mut Primary, rounds: std::ops::Range<u32>| {
+        rounds.fold(Pos::ZERO, |_, round| {
+            let page = round % 4 + 1;
+            primary.commit("b", 512, &[(1, round as u8)], 1);
+            primary.commit("a", 512, &[(1, round as u8), (page, round as u8)], 4.min(round + 1))
+        })
+    };
+    let head = rounds(&mut primary, 0..150);
+    primary.archive();
+    let last = rounds(&mut primary, 150..175);
+    let mut replica = Replica::new();
+    replica.follow(primary.url(), never());
+    replica.wait_for("a", last);
+    same(&primary, &replica);
+    replica.stop();
+    assert_eq!(replica.applied.load(Ordering::Acquire), 350, "listeners hear of each");
+    assert_eq!(replica.store.commits().unpublished(), 50, "what the archive lacks is kept for it");
+    let log = replica.store.log();
+    let (mut reader, mut records) = (log.reader(crate::db::Place { file: 1, offset: 0 }), 0);
+    while let Some(change) = reader.next(log.end()).expect("sound") {
+        let meta = &change.meta;
+        let beyond = meta.post.txid > head.txid;
+        assert!(!beyond || meta.post.txid == meta.pre.txid.next(), "from {} to {}", meta.pre, meta.post);
+        records += 1;
+    }
+    println!("{records} applies of 350 change sets");
+    assert!(records <= 350);
+}
+
+#[test]
+fn a_primary_says_that_it_lives_while_it_looks_through_a_long_log() {
+    use crate::peer::stream::{Feed, Item};
+    let mut primary = Primary::new();
+    primary.commit("b", 512, &[(1, 1)], 1);
+    let mut a = Pos::ZERO;
+    for round in 0..2100u32 {
+        a = primary.commit("a", 512, &[(1, round as u8)], 1);
+    }
+    let hello = Hello { cluster: ClusterId::new(7), node: NodeId::new(2), hostname: "there".to_owned() };
+    let replica = primary.feeds.open(hello, vec![(db("a"), a)]).expect("a feed");
+    let mut said = Vec::new();
+    loop {
+        match replica.next(Duration::ZERO).expect("something") {
+            Item::Change(change) => said.push(change.head.db.to_string()),
+            Item::Busy => said.push("busy".to_owned()),
+            Item::Beat(_) => break,
+            _ => said.push("something else".to_owned()),
+        }
+    }
+    assert_eq!(said, ["b", "busy", "busy"]);
+    replica.close();
+}
+
+#[test]
 fn what_the_archive_has_is_no_longer_kept_for_it() {
     let mut primary = Primary::new();
     let pos = primary.commit("a", 512, &[(1, 1)], 1);

@@ -34,6 +34,8 @@ pub enum Item {
     Beat(Beat),
     /// Where databases stand in the archive.
     Archived(Vec<(DbName, Pos)>),
+    /// The primary is looking for what comes next.
+    Busy,
     /// The archive knows what lies between the replica's position and this.
     Settle {
         /// The database.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
@@ -121,6 +122,26 @@ impl<'a> Following<'a> {
         }
     }
 
+    /// What has come already, if anything has as a whole.
+    ///
+    /// # Errors
+    /// The stream is over.
+    pub fn receive_at_once(&mut self) -> Result<Option<Received>, StreamError> {
+        loop {
+            while let Some(frame) = self.decoded()? {
+                if let Some(received) = self.take(frame)? {
+                    return Ok(Some(received));
+                }
+            }
+            match self.body.frame().now_or_never() {
+                Some(Some(Ok(frame))) => self.decoder.push(&frame.into_data().unwrap_or_default()),
+                Some(Some(Err(error))) => return Err(self.broken(&error.to_string())),
+                // Whoever waits for more is told of an end.
+                Some(None) | None => return Ok(None),
+            }
+        }
+    }
+
     fn take(&mut self, frame: Down) -> Result<Option<Received>, StreamError> {
         match (frame, self.coming.take()) {
             (Down::Change(head), None) => {
@@ -142,6 +163,8 @@ impl<'a> Following<'a> {
                 None => Err(self.disorder("a change set has another length than it says")),
             },
             (Down::Beat(beat), None) => Ok(Some(Received::Beat(beat))),
+            // It is only a sign of life.
+            (Down::Archived(positions), None) if positions.is_empty() => Ok(None),
             (Down::Archived(positions), None) => Ok(Some(Received::Archived(positions))),
             (Down::Settle { db, pos }, None) => Ok(Some(Received::Settle { db, pos })),
             (Down::End(ending), None) => Ok(Some(Received::End(ending))),
@@ -153,13 +176,17 @@ impl<'a> Following<'a> {
 
     fn frame(&mut self) -> Result<Down, StreamError> {
         loop {
-            let fault = |fault| StreamError::Fault { url: self.url.clone(), fault };
-            if let Some(frame) = self.decoder.take_frame().map_err(fault)? {
+            if let Some(frame) = self.decoded()? {
                 return Ok(frame);
             }
             let block = self.block()?;
             self.decoder.push(&block);
         }
+    }
+
+    fn decoded(&mut self) -> Result<Option<Down>, StreamError> {
+        let url = &self.url;
+        self.decoder.take_frame().map_err(|fault| StreamError::Fault { url: url.clone(), fault })
     }
 
     fn block(&mut self) -> Result<Bytes, StreamError> {

@@ -55,6 +55,8 @@ impl Outgoing {
                 Item::Change(change) => self.change(change)?,
                 Item::Beat(beat) => self.say(&Down::Beat(beat))?,
                 Item::Archived(positions) => self.archived(&positions)?,
+                // Not a beat, which would say that everything is said.
+                Item::Busy => self.say(&Down::Archived(Vec::new()))?,
                 Item::Settle { db, pos } => self.say(&Down::Settle { db, pos })?,
                 Item::End(ending) => return self.say(&Down::End(ending)),
             }

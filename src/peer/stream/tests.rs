@@ -143,6 +143,7 @@ fn change_sets_cross_in_order_and_unchanged() {
         Script::new([
             change("a", 6, b"six".to_vec()),
             change("b/c", 1, Vec::new()),
+            Item::Busy,
             change("a", 7, large.clone()),
             Item::Archived(vec![(db("a"), pos(6))]),
             Item::Settle { db: db("d"), pos: pos(9) },
