@@ -6,15 +6,18 @@
 mod s3_server;
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rustix::process::Signal;
 use s3_server::{S3Server, Trouble};
+use support::mounted::Client;
 use support::node::{Node, Settings};
 use support::scratch::Scratch;
-use support::{can_mount, wait_for};
+use support::{can_mount, process, wait_for};
 
 /// Node `name` of a cluster whose archive is `base/archive`.
 fn node(base: &Path, name: &str, lease: &'static str) -> Node {
@@ -216,6 +219,38 @@ fn stale_reads_are_served_where_asked_for_and_never_as_primary() {
 }
 
 #[test]
+fn an_empty_node_whose_archive_is_out_of_reach_waits_and_has_everything_then() {
+    let scratch = Scratch::new("roles-empty");
+    let server = S3Server::start();
+    let environment = S3Server::environment().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let on_s3 = |name: &str, lease| {
+        let mut node = node(scratch.path(), name, lease).with_archive_url(&server.url("empty"));
+        node.settings.env = environment.to_vec();
+        node
+    };
+    let mut old = on_s3("old", LEASE);
+    old.start();
+    old.wait_primary().expect("it is the primary");
+    prepare(&old, "wal");
+    connect(&old, PATIENT).execute("INSERT INTO t VALUES(1, '')", []).expect("write");
+    old.stop();
+    for op in ["GetObject", "PutObject", "ListObjectsV2", "HeadObject"] {
+        server.trouble(op, "", u64::MAX, Trouble::Refuse);
+    }
+    let mut empty = on_s3("empty", "type = \"storage\"\nttl = \"5s\"\npromote = true");
+    empty.spawn();
+    wait_for("it says what it waits for", || {
+        empty.try_status()?["archive"]["error"].as_str().map(str::to_owned)
+    });
+    assert!(!empty.is_mounted(), "it serves nothing");
+    assert_eq!(empty.get("/health").status, 503);
+    server.heal();
+    empty.wait_primary().expect("it becomes the primary");
+    assert_eq!(rows(&empty), Some(vec![1]));
+    empty.stop();
+}
+
+#[test]
 fn a_node_that_is_no_candidate_follows_and_never_writes() {
     let scratch = Scratch::new("roles-reader");
     let mut first = node(scratch.path(), "first", LEASE);
@@ -261,4 +296,152 @@ fn an_open_transaction_fails_when_the_lease_is_lost_and_the_process_lives() {
     second.stop();
     first.wait_primary().expect("the first node is the primary again");
     first.stop();
+}
+
+#[test]
+fn an_open_wal_transaction_that_still_commits_when_the_lease_is_lost_is_parked() {
+    let scratch = Scratch::new("roles-open-wal");
+    const SHORT: &str = "type = \"storage\"\nttl = \"2s\"";
+    let (mut first, mut second) =
+        (node(scratch.path(), "first", SHORT), node(scratch.path(), "second", SHORT));
+    first.start();
+    first.wait_primary().expect("the first node is the primary");
+    prepare(&first, "wal");
+    first.wait_archived(&["app.db"]);
+    second.start();
+    let mut worker = Client::open(&first.file("app.db"));
+    worker.rows("BEGIN IMMEDIATE");
+    worker.rows("INSERT INTO t VALUES(1, 'open')");
+    first.signal(Signal::STOP);
+    second.wait_primary().expect("the second node takes over");
+    connect(&second, PATIENT).execute("INSERT INTO t VALUES(2, '')", []).expect("the second node writes");
+    second.wait_archived(&["app.db"]);
+    // The first node is asked for a fsync before it knows that it lost the lease, or after.
+    worker.begin("COMMIT");
+    first.signal(Signal::CONT);
+    let committed = worker.answer().is_ok();
+    worker.kill();
+    first.wait_role("replica");
+    wait_for("the first node has what the second wrote, and only that", || {
+        let rows = rows(&first)?;
+        (rows == [2]).then_some(())
+    });
+    let parked = std::fs::read_dir(first.data().join("parked")).map_or(0, Iterator::count);
+    println!("committed {committed}, {parked} branches parked");
+    assert!(parked >= usize::from(committed), "what was acknowledged is kept aside");
+    second.stop();
+    first.wait_primary().expect("the first node is the primary again");
+    assert_eq!(rows(&first), Some(vec![2]));
+    first.stop();
+}
+
+#[test]
+fn a_stop_while_a_node_starts_over_ends_it() {
+    let scratch = Scratch::new("roles-over");
+    const SHORT: &str = "type = \"storage\"\nttl = \"2s\"";
+    let (mut first, mut second) =
+        (node(scratch.path(), "first", SHORT), node(scratch.path(), "second", SHORT));
+    // What it commits stays local, and is to be parked.
+    first.settings.sync_interval = "3600s";
+    first.start();
+    first.wait_primary().expect("the first node is the primary");
+    prepare(&first, "wal");
+    connect(&first, PATIENT).execute("INSERT INTO t VALUES(1, '')", []).expect("write");
+    second.start();
+    // It keeps the mount for as long as an application may.
+    let mut reader = Client::open(&first.file("app.db"));
+    reader.rows("BEGIN");
+    reader.rows("SELECT count(*) FROM t");
+    first.signal(Signal::STOP);
+    second.wait_primary().expect("the second node takes over");
+    let other = Connection::open(second.file("app.db")).expect("open the database");
+    other.execute_batch("CREATE TABLE IF NOT EXISTS u(n); INSERT INTO u VALUES(1)").expect("write");
+    drop(other);
+    second.wait_archived(&["app.db"]);
+    first.signal(Signal::CONT);
+    wait_for("the first node starts over", || first.log().contains("starting over").then_some(()));
+    first.signal(Signal::TERM);
+    let status = first.wait_end();
+    assert_eq!(status.code(), Some(0), "{status:?}");
+    assert_eq!(first.log().matches("litefs starts").count(), 1, "it did not start over");
+    drop(reader);
+    second.stop();
+}
+
+/// The keys in the table, if it is there.
+fn rows(node: &Node) -> Option<Vec<u32>> {
+    // Never made anew: the mount may be gone at this moment.
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let connection = Connection::open_with_flags(node.file("app.db"), flags).ok()?;
+    let mut query = connection.prepare("SELECT n FROM t ORDER BY n").ok()?;
+    let rows = query.query_map([], |row| row.get(0)).ok()?;
+    rows.collect::<Result<_, _>>().ok()
+}
+
+/// A node whose commands note what it was when they began.
+fn with_commands(base: &Path, name: &str) -> Node {
+    let lease = format!("{LEASE}\nhostname = {name:?}").leak();
+    let mut node = node(base, name, lease);
+    let note = |what: &str| {
+        let file = base.join(name).join(what);
+        format!("[[exec]]\ncmd = [\"touch\", {file:?}]\n{what} = true\n")
+    };
+    node.settings.more = format!(
+        "{}{}[[exec]]\ncmd = [\"sh\", \"-c\", \"trap 'exit 0' TERM; sleep 100000 & wait\"]\n",
+        note("if-primary"),
+        note("if-candidate")
+    );
+    node
+}
+
+#[test]
+fn commands_applications_and_listeners_know_who_the_primary_is() {
+    let scratch = Scratch::new("roles-known");
+    let (mut first, mut second) =
+        (with_commands(scratch.path(), "first"), with_commands(scratch.path(), "second"));
+    first.start();
+    first.wait_primary().expect("the first node is the primary");
+    second.start();
+    second.wait_role("replica");
+    let noted = |name: &str, what: &str| scratch.path().join(name).join(what).exists();
+    wait_for("the commands have run", || noted("second", "if-candidate").then_some(()));
+    wait_for("the commands have run", || noted("first", "if-candidate").then_some(()));
+    assert!(noted("first", "if-primary") && !noted("second", "if-primary"));
+    let primary = |node: &Node| std::fs::read_to_string(node.file(".primary")).ok();
+    let named = |node: &Node| primary(node).map(|name| name.trim().to_owned());
+    wait_for("it is named", || (named(&second).as_deref() == Some("first")).then_some(()));
+    assert_eq!(primary(&first), None, "on the primary there is no such file");
+    let heard = listen(&second);
+    let run = |node: &Node, flag: &str| {
+        let mut command = process::litefs();
+        process::run(command.args(["run", flag, "--url", &node.url(), "--", "sh", "-c", "exit 7"]))
+    };
+    assert_ne!(run(&second, "--if-primary").code(), Some(7), "it is not run there");
+    assert_eq!(run(&first, "--if-primary").code(), Some(7));
+    let promoted = run(&second, "--promote");
+    assert_eq!(promoted.code(), Some(7), "{}", promoted.stderr);
+    second.wait_role("primary");
+    wait_for("it is named", || (named(&first).as_deref() == Some("second")).then_some(()));
+    assert_eq!(primary(&second), None);
+    wait_for("listeners are told", || {
+        let text = heard.lock().expect("no panic");
+        (text.contains("primaryChange") && text.contains("\"isPrimary\":true")).then_some(())
+    });
+    first.stop();
+    second.stop();
+}
+
+/// What the node's events say, as they come.
+fn listen(node: &Node) -> Arc<Mutex<String>> {
+    let mut stream = std::net::TcpStream::connect(node.api()).expect("connect");
+    stream.write_all(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n").expect("ask");
+    let heard = Arc::<Mutex<String>>::default();
+    let text = Arc::clone(&heard);
+    std::thread::spawn(move || {
+        let mut block = [0; 4096];
+        while let Ok(len @ 1..) = stream.read(&mut block) {
+            text.lock().expect("no panic").push_str(&String::from_utf8_lossy(&block[..len]));
+        }
+    });
+    heard
 }
