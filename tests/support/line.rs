@@ -3,7 +3,7 @@
 //! what goes over it.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,7 +34,12 @@ pub struct Line {
 impl Line {
     /// A line to the server at `to` (`host:port`).
     pub fn to(to: &str) -> Line {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port for the line");
+        Line::from(Ipv4Addr::LOCALHOST, to)
+    }
+
+    /// The same, that begins at another address of this machine.
+    pub fn from(host: Ipv4Addr, to: &str) -> Line {
+        let listener = TcpListener::bind((host, 0)).expect("a port for the line");
         let address = listener.local_addr().expect("the port's number");
         let (to, state) = (to.to_owned(), Arc::new(Mutex::new(State::default())));
         let line = Line { address, state: Arc::clone(&state) };
@@ -46,6 +51,11 @@ impl Line {
             }
         });
         line
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The storage URL of a store, over this line: `url` with another endpoint.

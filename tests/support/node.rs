@@ -29,6 +29,8 @@ pub struct Settings {
     pub lease: &'static str,
     /// More lines of `[storage]`.
     pub storage: String,
+    /// More lines of `[data]`.
+    pub data: String,
     /// `[http] token`.
     pub token: Option<String>,
     /// More lines of litefs.toml, appended.
@@ -48,6 +50,7 @@ impl Default for Settings {
             log: "debug",
             lease: "type = \"static\"",
             storage: String::new(),
+            data: String::new(),
             token: None,
             more: String::new(),
             env: Vec::new(),
@@ -181,7 +184,7 @@ impl Node {
 
     /// Writes its configuration file.
     pub fn write_config(&self) {
-        let Settings { passthrough, allow_other, sync_interval, log, lease, storage, more, .. } =
+        let Settings { passthrough, allow_other, sync_interval, log, lease, storage, data, more, .. } =
             &self.settings;
         let advertise = match self.advertised {
             true => format!("advertise-url = \"http://{}\"\n", self.addr),
@@ -190,7 +193,7 @@ impl Node {
         let token = self.token().map_or(String::new(), |token| format!("token = \"{token}\"\n"));
         let text = format!(
             "[fuse]\ndir = {:?}\nallow-other = {allow_other}\npassthrough = \"{}\"\n\
-             [data]\ndir = {:?}\n\
+             [data]\ndir = {:?}\n{data}\n\
              [storage]\nurl = \"{}\"\nsync-interval = \"{sync_interval}\"\n{storage}\n\
              [lease]\n{lease}\n{advertise}\
              [http]\naddr = \"{}\"\n{token}\
@@ -317,6 +320,11 @@ impl Node {
     pub fn post_bytes(&self, path: &str, body: &[u8]) -> api::Reply {
         api::request_with(self.addr, self.token(), "POST", path, body)
             .unwrap_or_else(|error| panic!("POST {path}: {error}"))
+    }
+
+    /// Where its API is.
+    pub fn api(&self) -> SocketAddr {
+        self.addr
     }
 
     /// Its API's address.
