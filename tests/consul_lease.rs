@@ -141,6 +141,23 @@ fn a_holder_without_its_agent_steps_down_by_itself_and_says_why() {
 }
 
 #[test]
+fn an_agent_that_takes_every_call_and_answers_none_is_given_up_and_named() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = silent.local_addr().expect("its address");
+    let place = ConsulPlace::new(&format!("http://{addr}"), "litefs/test").expect("a place");
+    let member =
+        Member { node: NodeId::new(1), hostname: "n1".to_owned(), advertise_url: None, proxy_url: None };
+    let (ttl, lock_delay, clock) = (Duration::from_secs(1), Duration::from_secs(1), Arc::new(SystemClock));
+    let lease = ConsulLease::new(ConsulLeaseOptions { member, place, ttl, lock_delay, clock });
+    let lease = lease.expect("a lease");
+    lease.want(Want::Hold { after: Epoch::default() });
+    let standing = wait(&lease, |standing| standing.trouble.is_some());
+    let why = standing.trouble.expect("why");
+    assert!(why.contains("Consul at") && why.contains(&addr.to_string()), "{why}");
+    assert_eq!(standing.holder, Holder::Unknown, "nobody's to take");
+}
+
+#[test]
 fn a_dead_holders_lease_goes_to_another_when_its_session_has_ended() {
     let Some(agent) = Agent::start() else { return };
     let (one, two) = (agent.lease(1), agent.lease(2));

@@ -170,6 +170,29 @@ fn a_client_that_sends_no_headers_is_cut_off() {
 }
 
 #[test]
+fn connections_beyond_the_limit_wait_for_their_turn() {
+    let options = ServerOptions { connections: 1, ..ServerOptions::new(loopback(), None) };
+    let server = serve(options, Fake::new()).expect("serve");
+    let ask = || {
+        let mut stream = TcpStream::connect(server.addr()).expect("connect");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").expect("send");
+        stream
+    };
+    let mut reply = [0; 15];
+    let mut first = ask();
+    first.read_exact(&mut reply).expect("a reply");
+    let mut second = ask();
+    second.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+    let waits = second.read(&mut reply).expect_err("no reply yet").kind();
+    assert_eq!(waits, std::io::ErrorKind::WouldBlock);
+    drop(first);
+    second.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    second.read_exact(&mut reply).expect("a reply");
+    assert_eq!(&reply, b"HTTP/1.1 200 OK");
+}
+
+#[test]
 fn events_begin_with_init_and_end_when_the_server_stops() {
     let fake = Fake::new();
     let server = start(&fake, None);

@@ -412,6 +412,22 @@ fn a_body_that_nobody_takes_is_not_collected() {
 }
 
 #[test]
+fn connections_beyond_the_limit_wait_for_their_turn() {
+    let app = App::start("app");
+    let proxy =
+        start(ProxyOptions { connections: 2, ..options(app.addr) }, Fake::primary()).expect("a proxy");
+    let mut kept: Vec<Browser> = (0..2).map(|_| Browser::open(proxy.addr())).collect();
+    kept.iter_mut().for_each(|browser| assert_eq!(browser.ask("GET /", "").status, 200));
+    let third = asking(&proxy, "GET /waits", "");
+    (0..20).for_each(|_| assert_eq!(kept[0].ask("GET /", "").status, 200));
+    assert_eq!(app.seen.waiting.load(Ordering::Acquire), 0, "it is not served beside them");
+    kept.pop();
+    wait_for("its turn comes", || (app.seen.waiting.load(Ordering::Acquire) == 1).then_some(()));
+    app.seen.go.store(true, Ordering::Release);
+    assert_eq!(third.join().expect("no panic").status, 200);
+}
+
+#[test]
 fn headers_beyond_measure_are_refused_and_have_no_effect() {
     let app = App::start("app");
     let proxy = proxy(&Fake::primary(), &app);
