@@ -161,6 +161,8 @@ impl Pair {
             client.attempt("UPDATE m SET n = n + 1").is_ok().then_some(())
         });
         client.close();
+        // Whoever opens it while it is applied finds it locked (rollback modes).
+        self.wait_same();
         let mut other = Client::open(&self.replica.file(DB));
         assert!(other.attempt("UPDATE m SET n = n + 1").is_err(), "a replica wrote without the lock");
         other.close();
