@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// Without a request for so long it sleeps: longer than a quick fsync.
-const QUIET: Duration = Duration::from_millis(1);
+/// Without a request for so long it sleeps: longer than an fsync.
+const QUIET: Duration = Duration::from_millis(5);
 
 /// Spins between two looks at the clock.
 const SPINS: u32 = 64;
