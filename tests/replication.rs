@@ -365,6 +365,29 @@ fn said_to(node: &Node, headers: &[(&str, String)], body: &[u8]) -> String {
 const SILENCE: Duration = Duration::from_secs(4);
 
 #[test]
+fn a_primary_hands_over_to_a_replica_that_is_named_by_its_host() {
+    needs_a_mount!();
+    let (_scratch, mut primary, mut replica) = pair("replication-handoff", true);
+    let mut client = begin(&primary, "a.db", "wal");
+    grow(&mut client, 100);
+    there(&replica, "a.db");
+    let name = primary.status()["replicas"][0]["hostname"].as_str().expect("a hostname").to_owned();
+    let unknown = primary.post("/handoff?node=no-such-host");
+    let said = String::from_utf8_lossy(&unknown.body).into_owned();
+    assert!(unknown.status == 400 && said.contains("no-such-host"), "{}: {said}", unknown.status);
+    assert_eq!(primary.post(&format!("/handoff?node={name}")).status, 200, "handed over");
+    replica.wait_role("primary");
+    primary.wait_role("replica");
+    client.close();
+    let mut other = Client::open(&replica.file("a.db"));
+    grow(&mut other, 100);
+    assert_eq!(other.value("SELECT n FROM m"), "2");
+    other.close();
+    primary.stop();
+    replica.stop();
+}
+
+#[test]
 fn a_primary_that_stands_still_is_noticed_and_followed_again() {
     needs_a_mount!();
     let (_scratch, mut primary, mut replica) = pair("replication-stopped", true);

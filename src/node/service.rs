@@ -195,6 +195,22 @@ impl NodeService {
 }
 
 impl NodeService {
+    /// The replica of this name; several may have the same.
+    fn node_of(&self, hostname: &str) -> Result<NodeId, ServiceError> {
+        let replicas = self.replicas();
+        let mut named = replicas.iter().filter(|replica| replica.hostname == hostname);
+        match (named.next(), named.next()) {
+            (Some(replica), None) => Ok(replica.node),
+            (Some(_), Some(_)) => Err(ServiceError::BadInput(format!(
+                "several replicas have the hostname {hostname:?}: name one by its node id (`litefs status`)"
+            ))),
+            (None, _) => Err(ServiceError::BadInput(format!(
+                "{hostname:?} is neither a node id nor the hostname of a replica that follows this node (`litefs status` \
+                 lists them)"
+            ))),
+        }
+    }
+
     /// Who gives halt locks, to a replica of this cluster.
     fn keeper(&self, claim: &HaltClaim) -> Result<Arc<Keeper>, ServiceError> {
         if self.store.cluster() != Some(claim.cluster) || claim.node == self.store.node_id() {
@@ -332,9 +348,10 @@ impl Service for NodeService {
                     .to_owned(),
             ));
         }
-        let to: NodeId = node.parse().map_err(|_| {
-            ServiceError::BadInput(format!("{node:?} is no node id: `litefs status` on that node says it"))
-        })?;
+        let to = match node.parse() {
+            Ok(id) => id,
+            Err(_) => self.node_of(node)?,
+        };
         self.request(|reply| Notice::Handoff(to, reply))
     }
 
