@@ -201,6 +201,16 @@ impl Replica {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+
+    /// So many change sets are applied, each once: it is told after the position shows.
+    fn wait_applied(&self, count: usize) {
+        let since = Instant::now();
+        while self.applied.load(Ordering::Acquire) < count {
+            assert!(since.elapsed() < PATIENCE, "not {count} are applied");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(self.applied.load(Ordering::Acquire), count, "each once");
+    }
 }
 
 fn same(primary: &Primary, replica: &Replica) {
@@ -241,7 +251,7 @@ fn a_new_replica_gets_everything_in_the_order_of_the_commits() {
     let b = primary.commit("t/b", 1024, &[(1, 8)], 1);
     replica.wait_for("t/b", b);
     same(&primary, &replica);
-    assert_eq!(replica.applied.load(Ordering::Acquire), 8);
+    replica.wait_applied(8);
     replica.stop();
 }
 
@@ -262,7 +272,7 @@ fn a_replica_that_comes_back_gets_what_it_lacks() {
     let last = primary.commit("b", 512, &[(1, 77)], 1);
     replica.wait_for("b", last);
     same(&primary, &replica);
-    assert_eq!(replica.applied.load(Ordering::Acquire), 41, "each once");
+    replica.wait_applied(41);
     replica.stop();
 }
 
@@ -426,7 +436,7 @@ fn what_the_archive_has_is_taken_in_together_and_never_across_its_head() {
     replica.wait_for("a", last);
     same(&primary, &replica);
     replica.stop();
-    assert_eq!(replica.applied.load(Ordering::Acquire), 350, "listeners hear of each");
+    replica.wait_applied(350);
     assert_eq!(replica.store.commits().unpublished(), 50, "what the archive lacks is kept for it");
     let log = replica.store.log();
     let (mut reader, mut records) = (log.reader(crate::db::Place { file: 1, offset: 0 }), 0);
