@@ -550,7 +550,15 @@ fn a_connection_whose_commits_would_not_be_seen_keeps_the_lock_from_being_given(
     lock.kill();
     assert!(pair.replica.log().contains("close those connections"));
     old.close();
-    let lock = Lock::get(&pair.replica);
+    // The kernel tells of a closed file some time after close(2).
+    let lock = wait_for("the connection is closed for the daemon, too", || {
+        let mut lock = Lock::ask(&pair.replica);
+        if lock.answer() == "held" {
+            return Some(lock);
+        }
+        lock.kill();
+        None
+    });
     let mut client = Client::open(&pair.replica.file(DB));
     grow(&mut client, 100);
     client.close();
