@@ -464,14 +464,16 @@ fn release(lease: &dyn Lease) {
 
 /// What gets halt locks from the primary.
 fn holder(options: &NodeOptions, service: &Arc<NodeService>) -> Holder {
-    let of = Arc::clone(service);
+    // The service has the mount, and that has this: a mount that nobody unmounts must not
+    // keep itself.
+    let of = Arc::downgrade(service);
     Holder::new(HolderSetup {
         store: Arc::clone(&service.store),
         clock: Arc::clone(&options.clock),
         token: options.http.1.clone(),
         spool: options.archive.spool.clone(),
         random: Arc::clone(&options.archive.random),
-        primary: Box::new(move || of.parts(|parts| parts.primary.clone())),
+        primary: Box::new(move || of.upgrade()?.parts(|parts| parts.primary.clone())),
     })
 }
 
