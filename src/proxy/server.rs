@@ -12,7 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{Client, Shared, handle};
@@ -63,6 +63,11 @@ impl ProxyOptions {
 
 /// Its threads.
 const THREADS: usize = 2;
+
+/// How long a stop keeps a connection that nobody uses: what its client sends just then
+/// would be lost without a trace, and could not be sent again. A request that comes is
+/// answered, and told to be the last one.
+const LAST_REQUEST: Duration = Duration::from_millis(100);
 
 /// Bytes of a request's line and headers, at most.
 const MOST_HEADERS: usize = 64 << 10;
@@ -216,7 +221,12 @@ impl Worker {
         let _ = stream.set_nodelay(true);
         let client = Client::new(addr, permit);
         let shared = Arc::clone(&self.shared);
-        let service = service_fn(move |request| handle(Arc::clone(&shared), client.clone(), request));
+        let began = Arc::new(Notify::new());
+        let begins = Arc::clone(&began);
+        let service = service_fn(move |request| {
+            begins.notify_waiters();
+            handle(Arc::clone(&shared), client.clone(), request)
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
@@ -231,10 +241,21 @@ impl Worker {
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
                 () = stopping.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        ended = connection => ended,
+                    let last = tokio::select! {
+                        ended = connection.as_mut() => Some(ended),
+                        () = began.notified() => None,
+                        () = tokio::time::sleep(LAST_REQUEST) => None,
                         () = ending.cancelled() => return,
+                    };
+                    match last {
+                        Some(ended) => ended,
+                        None => {
+                            connection.as_mut().graceful_shutdown();
+                            tokio::select! {
+                                ended = connection => ended,
+                                () = ending.cancelled() => return,
+                            }
+                        }
                     }
                 }
             };
