@@ -163,34 +163,6 @@ fn a_primary_suspended_for_three_terms_comes_back_as_a_replica() {
 }
 
 #[test]
-fn nodes_that_start_without_their_archive_wait_for_it_and_have_everything_then() {
-    needs_a_mount!();
-    let mut cluster = Cluster::new("story-no-archive", 2, |_, _| ());
-    cluster.start();
-    let first = cluster.wait_primary();
-    prepare(&cluster.nodes[first]);
-    insert(&cluster.nodes[first], 0..10);
-    has(&cluster.nodes[1 - first], 0..10);
-    cluster.stop();
-    let archive = cluster.nodes[0].archive().to_owned();
-    let away = archive.with_extension("away");
-    std::fs::rename(&archive, &away).expect("take the archive away");
-    cluster.nodes.iter_mut().for_each(Node::spawn);
-    for node in &cluster.nodes {
-        wait_for("it says that the archive is out of reach", || {
-            let status = node.try_status()?;
-            status["archive"]["error"].as_str().map(str::to_owned)
-        });
-        assert!(!node.is_mounted(), "nobody serves, or is the primary, blind");
-    }
-    std::fs::rename(&away, &archive).expect("bring the archive back");
-    cluster.wait_primary();
-    cluster.nodes.iter().for_each(|node| has(node, 0..10));
-    cluster.wait_equal(&app());
-    cluster.stop();
-}
-
-#[test]
 fn a_connection_that_is_cut_without_a_word_is_noticed_on_both_ends() {
     needs_a_mount!();
     let mut cluster = Cluster::new("story-cut", 2, |_, settings| settings.sync_interval = "200ms");
