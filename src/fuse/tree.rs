@@ -269,13 +269,15 @@ impl Tree {
     /// FSYNC.
     pub(super) fn sync(&self, handle: &Handle) -> Result<(), Errno> {
         match (&handle.node.what, &handle.file) {
-            (What::File(db, kind), _) if !handle.node.gone() => {
-                let (dir, backing) = (names::split(&handle.node.path).0, db.path(*kind));
+            (What::File(db, FileKind::Journal), _) if !handle.node.gone() => {
+                let dir = names::split(&handle.node.path).0;
+                let backing = db.path(FileKind::Journal);
                 let changes = self.unsynced.changes(dir, &backing);
-                db.sync(*kind).map_err(errno::report)?;
+                db.sync(FileKind::Journal).map_err(errno::report)?;
                 self.unsynced.done(dir, &backing, changes);
                 Ok(())
             }
+            (What::File(db, kind), _) if !handle.node.gone() => db.sync(*kind).map_err(errno::report),
             (_, Some(file)) => file.sync_all().map_err(|error| errno::of_io(&error)),
             (_, None) => Ok(()),
         }
