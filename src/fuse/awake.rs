@@ -1,9 +1,9 @@
-//! Keeps the CPU that a client and the request loop do not run on from halting while
-//! requests come close upon each other. On a virtual machine an interrupt of a halted CPU
-//! takes ten times as long as a request; and the scheduler, which sees a CPU that does
-//! nothing, sends the client there with each answer. Only where there are two CPUs:
-//! measured there (docs/ARCHITECTURE.md); of more, one would not be enough. Takes time
-//! from nobody (SCHED_IDLE), and none when requests are rare. Must not know requests.
+//! Keeps the CPU that a client and the request loop do not run on busy while requests
+//! come close upon each other. The scheduler sends a client to a CPU that does nothing
+//! with each answer, and each of its requests is then an interrupt of another CPU, which
+//! takes ten times as long on a virtual machine. Only where there are two CPUs: measured
+//! there (docs/ARCHITECTURE.md); of more, one would not be enough. Takes next to nothing
+//! from others (nice 19), and nothing when requests are rare. Must not know requests.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -34,7 +34,7 @@ struct Shared {
 enum Wanted {
     #[default]
     Nothing,
-    /// The CPU that is not to halt.
+    /// The CPU that is to do something.
     Cpu(usize),
     End,
 }
@@ -98,11 +98,9 @@ impl Shared {
     }
 
     fn work(&self) {
-        // Beside anything else that could run, this does not.
-        let least = libc::sched_param { sched_priority: 0 };
-        // SAFETY: the call reads `least`, which lives until it returns; 0 is the calling
-        // thread.
-        if unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const least) } < 0 {
+        // Not SCHED_IDLE: a CPU that runs only such threads counts as one that does
+        // nothing (sched_idle_cpu in the kernel). Linux takes 0 for the calling thread.
+        if rustix::process::setpriority_process(None, 19).is_err() {
             return;
         }
         loop {

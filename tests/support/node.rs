@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -474,10 +475,22 @@ pub fn unmount(dir: &Path) {
     }
 }
 
-/// A port of the loopback that nobody listens on now.
+/// A port of the loopback that nobody listens on now, given to no other node of this
+/// program: the ports are below those that the kernel gives out by itself
+/// (ip_local_port_range, 32768 and more), where it soon gives the same one again.
 pub fn free_addr() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("find a free port");
-    listener.local_addr().expect("the port that was found")
+    const PORTS: std::ops::Range<u32> = 10_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let count = PORTS.end - PORTS.start;
+    let first = std::process::id().wrapping_mul(7919);
+    for _ in 0..count {
+        let next = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(PORTS.start + next % count).expect("a port");
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            return listener.local_addr().expect("the port that was found");
+        }
+    }
+    panic!("every port of {PORTS:?} is in use");
 }
 
 /// Kills process `pid` when the returned sender still lives after [`WATCHDOG`].
