@@ -5,7 +5,7 @@
 //! there (docs/ARCHITECTURE.md); of more, one would not be enough. Takes next to nothing
 //! from others (nice 19), and nothing when requests are rare. Must not know requests.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,13 +22,16 @@ const SPINS: u32 = 64;
 #[derive(Default)]
 pub(super) struct Awake(Option<Arc<Shared>>);
 
-#[derive(Default)]
 struct Shared {
     requests: AtomicU32,
-    spinning: AtomicBool,
+    /// The CPU that it keeps busy; [`NONE`]: none.
+    at: AtomicUsize,
     wanted: Mutex<Wanted>,
     changed: Condvar,
 }
+
+/// No CPU.
+const NONE: usize = usize::MAX;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Wanted {
@@ -68,7 +71,8 @@ impl Awake {
                 None => return,
             },
         };
-        if !shared.spinning.load(Ordering::Relaxed) {
+        // The client may have gone to the other CPU meanwhile.
+        if shared.at.swap(other, Ordering::Relaxed) != other {
             shared.want(Wanted::Cpu(other));
         }
     }
@@ -82,7 +86,12 @@ fn the_other(busy: usize, allowed: &CpuSet) -> Option<usize> {
 }
 
 fn start() -> Option<Arc<Shared>> {
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared {
+        requests: AtomicU32::new(0),
+        at: AtomicUsize::new(NONE),
+        wanted: Mutex::default(),
+        changed: Condvar::new(),
+    });
     let works = shared.clone();
     let thread = thread::Builder::new().name("litefs-awake".to_owned());
     thread.spawn(move || works.work()).ok().map(|_| shared)
@@ -118,18 +127,21 @@ impl Shared {
             let mut one = CpuSet::new();
             one.set(cpu);
             if sched_setaffinity(None, &one).is_ok() {
-                self.spinning.store(true, Ordering::Relaxed);
-                self.spin();
-                self.spinning.store(false, Ordering::Relaxed);
+                self.spin(cpu);
             }
+            // As long as nobody wants another CPU instead.
+            let _ = self.at.compare_exchange(cpu, NONE, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
-    /// Until no request comes any more.
-    fn spin(&self) {
+    /// Until no request comes any more, or they come from there.
+    fn spin(&self, cpu: usize) {
         let (mut seen, mut since) = (self.requests.load(Ordering::Relaxed), Instant::now());
         loop {
             (0..SPINS).for_each(|_| std::hint::spin_loop());
+            if self.at.load(Ordering::Relaxed) != cpu {
+                return;
+            }
             let requests = self.requests.load(Ordering::Relaxed);
             if requests != seen {
                 (seen, since) = (requests, Instant::now());
@@ -163,8 +175,10 @@ mod tests {
     fn it_sleeps_when_no_request_comes_and_ends_with_its_loop() {
         let shared = start().expect("a thread");
         shared.requests.fetch_add(1, Ordering::Relaxed);
+        shared.at.store(1, Ordering::Relaxed);
+        shared.spin(0);
         // Returns only because nobody asks any more.
-        shared.spin();
+        shared.spin(1);
         let still = Arc::downgrade(&shared);
         drop(Awake(Some(shared)));
         let start = Instant::now();
