@@ -32,6 +32,8 @@ fn member(base: &Path, name: &str, lease: &'static str) -> (Node, App, SocketAdd
 }
 
 const LEASE: &str = "type = \"storage\"\nttl = \"2s\"";
+/// Moves only when it is handed over, however busy the machine is.
+const LONGER: &str = "type = \"storage\"\nttl = \"10s\"";
 
 /// The most memory that the node's process has used, in bytes.
 fn memory(node: &Node) -> u64 {
@@ -160,6 +162,47 @@ fn writes_wait_through_a_change_of_the_primary() {
     second.wait_role("primary");
     drop(client);
     second.stop();
+}
+
+#[test]
+fn no_write_fails_while_the_lease_is_handed_over_again_and_again() {
+    assert!(can_mount(), "this test needs /dev/fuse and root");
+    let scratch = Scratch::new("proxy-handoffs");
+    let (mut first, _app, one) = member(scratch.path(), "first", LONGER);
+    let (mut second, _other, two) = member(scratch.path(), "second", LONGER);
+    first.start();
+    first.wait_primary().expect("the first node is the primary");
+    assert_eq!(Client::open(one).number("POST /add"), 1);
+    second.start();
+    second.wait_role("replica");
+    let writes = std::sync::atomic::AtomicU64::new(1);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for proxy in [one, two, one, two] {
+            let (writes, done) = (&writes, &done);
+            scope.spawn(move || {
+                let mut client = Client::open(proxy);
+                while !done.load(Ordering::Acquire) {
+                    // An application that has the request when the lease goes would wait for
+                    // its whole busy timeout, and answer 500.
+                    client.number("POST /add");
+                    writes.fetch_add(1, Ordering::AcqRel);
+                }
+            });
+        }
+        let mut after = 1;
+        for round in 0..20 {
+            let to = if round % 2 == 0 { &second } else { &first };
+            let reply = to.post("/promote");
+            assert_eq!(reply.status, 200, "round {round}: {}", String::from_utf8_lossy(&reply.body));
+            wait_for("writes go on", || (writes.load(Ordering::Acquire) > after).then_some(()));
+            after = writes.load(Ordering::Acquire);
+        }
+        done.store(true, Ordering::Release);
+    });
+    assert_eq!(Client::open(one).number("POST /add"), writes.load(Ordering::Acquire) + 1);
+    second.stop();
+    first.stop();
 }
 
 #[test]

@@ -37,6 +37,10 @@ const A_LONG_TIME: Duration = Duration::from_secs(1 << 30);
 const WRITERS: Duration = Duration::from_secs(5);
 const ARCHIVE: Duration = Duration::from_secs(15);
 
+/// How long it waits for requests that write, which the proxy has given to the
+/// application. Longer than any should take, and shorter than clients wait.
+const REQUESTS: Duration = Duration::from_secs(2);
+
 /// How long the next primary may take to have everything from the stream.
 const HEIR: Duration = Duration::from_secs(2);
 
@@ -386,6 +390,9 @@ impl Node {
         let Part::Primary(reign) = &serving.part else { return Ok(Ok(())) };
         let began = Instant::now();
         reign.halts.close();
+        // An application that came after writers are made to wait would wait in vain: in WAL
+        // mode nobody can tell it that this node is a replica.
+        let _held = serving.proxy.as_ref().map(|proxy| proxy.hold_writes(REQUESTS));
         let paused = self.store.pause_writers(WRITERS);
         if paused.is_ok() {
             self.store.set_role(Role::Replica { primary: None });

@@ -132,7 +132,7 @@ pub(super) struct Serving {
     pub(super) part: Part,
     pub(super) waiting: Waiting,
     mount: Arc<Mount>,
-    proxy: Option<Proxy>,
+    pub(super) proxy: Option<Proxy>,
     exec: Exec,
 }
 

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{Refusal, text};
 use super::body::{Outgoing, Reply};
+use super::gate::Gate;
 use super::headers;
 use super::rules::{Kind, Rules};
 use super::server::ProxyOptions;
@@ -22,18 +23,21 @@ use super::token::Token;
 use super::tunnel;
 use super::upstream::{Address, Loan, Upstream, repeatable};
 use super::view::{Forward, Primary, Role, View};
-use super::wait::{self, Route};
+use super::wait::{self, Others, Route};
 use crate::words::DbName;
 
-/// A request is passed on this often: the lease may move while it is under way, but it
-/// must not go round for ever.
-const MOST_HOPS: u32 = 2;
+/// A request is passed on at once this often: the lease may move while it is under way.
+const HASTY_HOPS: u32 = 2;
+/// And this often after a pause: two nodes may take each other for the primary for a
+/// moment, but it must not go round for ever.
+const MOST_HOPS: u32 = 16;
 /// How soon a primary that could not be reached is tried again, unless something changes.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// What every request gets.
 pub struct Shared {
     pub view: Arc<dyn View>,
+    pub gate: Arc<Gate>,
     pub rules: Rules,
     pub tracked: Vec<DbName>,
     pub forward: Forward,
@@ -60,9 +64,15 @@ impl Client {
 }
 
 impl Shared {
-    pub fn new(options: &ProxyOptions, view: Arc<dyn View>, ending: CancellationToken) -> Shared {
+    pub fn new(
+        options: &ProxyOptions,
+        view: Arc<dyn View>,
+        gate: Arc<Gate>,
+        ending: CancellationToken,
+    ) -> Shared {
         Shared {
             view,
+            gate,
             rules: Rules::new(&options.passthrough, &options.always_forward),
             tracked: options.databases.clone(),
             forward: options.forward,
@@ -155,8 +165,13 @@ async fn write(
     let deadline = Instant::now() + shared.wait_timeout;
     let hops = headers::hops(request.headers());
     loop {
-        let primary = match wait::for_primary(shared, hops >= MOST_HOPS, deadline).await? {
-            Route::Here => return write_here(shared, Passing::new(request, client)).await,
+        let others = match hops {
+            ..HASTY_HOPS => Others::AtOnce,
+            HASTY_HOPS..MOST_HOPS => Others::After(Instant::now() + AGAIN),
+            MOST_HOPS.. => Others::Never,
+        };
+        let primary = match wait::for_primary(shared, others, deadline).await? {
+            Route::Here(_pass) => return write_here(shared, Passing::new(request, client)).await,
             Route::There(primary) => primary,
         };
         if shared.forward == Forward::FlyReplay {

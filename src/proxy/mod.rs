@@ -4,6 +4,7 @@
 
 mod answer;
 mod body;
+mod gate;
 mod handle;
 mod headers;
 mod rules;
@@ -18,6 +19,7 @@ mod upstream;
 mod view;
 mod wait;
 
+pub use gate::WritesHeld;
 pub use server::{Proxy, ProxyError, ProxyOptions, start};
 pub use token::Token;
 pub use upstream::Address;

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::gate::{Gate, WritesHeld};
 use super::handle::{Client, Shared, handle};
 use super::upstream::Address;
 use super::view::{Forward, View};
@@ -93,6 +94,7 @@ pub enum ProxyError {
 /// A proxy that runs; dropping it stops it.
 pub struct Proxy {
     addr: SocketAddr,
+    gate: Arc<Gate>,
     threads: Vec<JoinHandle<()>>,
     stopping: CancellationToken,
     ending: CancellationToken,
@@ -110,11 +112,18 @@ pub fn start(options: ProxyOptions, view: Arc<dyn View>) -> Result<Proxy, ProxyE
     let (stopping, ending) = (CancellationToken::new(), CancellationToken::new());
     let (connection, connections) = mpsc::channel();
     let permits = Arc::new(Semaphore::new(options.connections.max(1)));
-    let mut proxy =
-        Proxy { addr, threads: Vec::new(), stopping: stopping.clone(), ending: ending.clone(), connections };
+    let gate = Gate::new();
+    let mut proxy = Proxy {
+        addr,
+        gate: Arc::clone(&gate),
+        threads: Vec::new(),
+        stopping: stopping.clone(),
+        ending: ending.clone(),
+        connections,
+    };
     for n in 0..THREADS {
         let worker = Worker {
-            shared: Arc::new(Shared::new(&options, Arc::clone(&view), ending.clone())),
+            shared: Arc::new(Shared::new(&options, Arc::clone(&view), Arc::clone(&gate), ending.clone())),
             listener: listener.try_clone().map_err(failed)?,
             permits: Arc::clone(&permits),
             header_timeout: options.header_timeout,
@@ -135,6 +144,13 @@ impl Proxy {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Lets no request that writes begin here, and waits up to `patience` until the
+    /// application has answered those under way. Must not be called from one of the
+    /// proxy's own threads.
+    pub fn hold_writes(&self, patience: Duration) -> WritesHeld {
+        self.gate.hold(patience)
     }
 
     /// Accepts no more, and waits up to `grace` for requests under way. Must not be

@@ -319,6 +319,20 @@ fn a_write_does_not_go_round_for_ever() {
 }
 
 #[test]
+fn a_write_that_came_back_goes_on_to_who_became_the_primary_meanwhile() {
+    let (app, other) = (App::start("first"), App::start("second"));
+    let (one, two) = (Fake::alone(), Fake::primary());
+    let (first, second) = (proxy(&one, &app), proxy(&two, &other));
+    // This node has passed it on to one that passed it back, and is no primary any more.
+    let waiting = asking(&first, "POST /", "Content-Length: 0\r\nLitefs-Hops: 2\r\n");
+    one.wait_waited_for();
+    one.set_role(Role::Replica {
+        primary: Some(Primary { hostname: "second".to_owned(), proxy: Some(address(second.addr())) }),
+    });
+    assert!(waiting.join().expect("no panic").body.starts_with("second\n"));
+}
+
+#[test]
 fn the_router_of_fly_repeats_a_write_where_the_primary_is() {
     let app = App::start("app");
     let node = Fake::replica(app.addr);
@@ -473,4 +487,31 @@ fn a_stop_lets_requests_under_way_finish() {
     app.seen.go.store(true, Ordering::Release);
     assert_eq!(asking.join().expect("no panic").status, 200);
     stopping.join().expect("no panic");
+}
+
+#[test]
+fn before_the_lease_goes_a_write_under_way_is_answered_and_the_next_goes_to_the_new_primary() {
+    let (app, other) = (App::start("first"), App::start("second"));
+    let node = Fake::primary();
+    let (first, second) = (proxy(&node, &app), proxy(&Fake::primary(), &other));
+    let under_way = asking(&first, "POST /waits", "Content-Length: 0\r\n");
+    wait_for("the application works", || (app.seen.waiting.load(Ordering::Acquire) == 1).then_some(()));
+    // It is not waited for for ever.
+    let held = first.hold_writes(Duration::ZERO);
+    let next = asking(&first, "POST /", "Content-Length: 0\r\n");
+    node.wait_waited_for();
+    assert!(ask(&first, "GET /", "").body.starts_with("first\n"), "reads go on");
+    app.seen.go.store(true, Ordering::Release);
+    assert!(under_way.join().expect("no panic").body.starts_with("first\n"));
+    assert!(!next.is_finished());
+    node.set_role(Role::Replica {
+        primary: Some(Primary { hostname: "second".to_owned(), proxy: Some(address(second.addr())) }),
+    });
+    assert!(next.join().expect("no panic").body.starts_with("second\n"));
+    // A node that stays the primary after all goes on by itself.
+    node.set_role(Role::Primary);
+    let next = asking(&first, "POST /", "Content-Length: 0\r\n");
+    node.wait_waited_for();
+    drop(held);
+    assert!(next.join().expect("no panic").body.starts_with("first\n"));
 }

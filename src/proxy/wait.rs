@@ -11,6 +11,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use super::answer::Refusal;
 use super::body::Outgoing;
+use super::gate::Pass;
 use super::handle::Shared;
 use super::rules::POSITION;
 use super::token::{Seen, Token};
@@ -27,12 +28,25 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const LONGEST_ANSWER: usize = 64 << 10;
 
 /// Where a request that writes goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Route {
-    /// To this node's application.
-    Here,
+    /// To this node's application; as long as the pass lives, this node stays the primary
+    /// if that is its own choice.
+    Here(Pass),
     /// To the primary.
     There(Primary),
+}
+
+/// Whether another node will do for a request that writes. It may have been there: who
+/// passed it on took this one for the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Yes.
+    AtOnce,
+    /// Only if it still looks so then.
+    After(Instant),
+    /// No more.
+    Never,
 }
 
 /// Waits until this node has what its client has seen. Returns whether the client has
@@ -123,25 +137,46 @@ async fn ask(shared: &Shared, primary: &std::sync::Arc<Upstream>) -> Option<Toke
     Some(Token::parse(text.trim(), &shared.tracked))
 }
 
-/// Waits for a primary, or for this node to become it. `passed_on`: another node took
-/// this one for it, so that only this node will do.
-pub async fn for_primary(shared: &Shared, passed_on: bool, deadline: Instant) -> Result<Route, Refusal> {
+/// Waits for a primary, or for this node to become it.
+pub async fn for_primary(shared: &Shared, others: Others, deadline: Instant) -> Result<Route, Refusal> {
     let view = &*shared.view;
     let mut changes = view.changes();
+    let mut opened = shared.gate.opened();
     loop {
         changes.borrow_and_update();
-        let other = match view.role() {
-            Role::Primary => return Ok(Route::Here),
-            Role::Replica { primary: Some(primary) } if !passed_on => return Ok(Route::There(primary)),
-            Role::Replica { primary } => primary,
+        opened.borrow_and_update();
+        let another_will_do = match others {
+            Others::AtOnce => true,
+            Others::After(then) => Instant::now() >= then,
+            Others::Never => false,
         };
-        if other.is_none() {
-            view.want_primary();
-        }
+        // Before its role is asked for: it would not be let go of in between.
+        let pass = shared.gate.enter();
+        let other = match (view.role(), pass) {
+            (Role::Primary, Some(pass)) => return Ok(Route::Here(pass)),
+            (Role::Primary, None) => None,
+            (Role::Replica { primary: Some(primary) }, _) if another_will_do => {
+                return Ok(Route::There(primary));
+            }
+            (Role::Replica { primary }, _) => {
+                if primary.is_none() {
+                    view.want_primary();
+                }
+                primary
+            }
+        };
         let waited = shared.wait_timeout;
+        let then = match others {
+            Others::After(then) if !another_will_do => then.min(deadline),
+            Others::AtOnce | Others::After(_) | Others::Never => deadline,
+        };
         tokio::select! {
             changed = changes.changed() => changed.map_err(|_| stopping())?,
-            () = sleep_until(deadline.into()) => {
+            open = opened.changed() => open.map_err(|_| stopping())?,
+            () = sleep_until(then.into()) => {
+                if then < deadline {
+                    continue;
+                }
                 return Err(match other {
                     Some(primary) => Refusal::Loop { primary: primary.hostname, waited },
                     None => Refusal::NoPrimary { waited },
