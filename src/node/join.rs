@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::archive::{Archive, ArchiveError, Head, Progress, PutError, Writer};
 use crate::lease::{Holder, Lease, Standing, Want};
-use crate::object::{ObjectErrorKind, check_conditions};
+use crate::object::{ObjectErrorKind, check_conditions, conditions_checked};
 use crate::words::{DbName, Epoch};
 
 use super::align::{Aim, Aligned, How, align};
@@ -74,24 +74,30 @@ impl Node {
         Ok(Joined { archive, head, wholes })
     }
 
-    /// The archive and its head; at the same time, whether the storage can hold a lease:
-    /// nothing is written to one that cannot. A node that belongs to a cluster makes no
-    /// new archive: what it is to find is gone, or elsewhere.
+    /// The archive and its head, in a storage that can hold a lease: nothing is written to
+    /// one that cannot, nor to one that is not the archive's. A node that belongs to a
+    /// cluster makes no new archive: what it is to find is gone, or elsewhere.
     fn open_archive(&self) -> Result<(Archive, Head), ArchiveError> {
         let (storage, options) = (&self.options.storage, &self.options.archive);
         let is_static = matches!(self.options.lease, LeaseChoice::Static);
-        let (opened, probed) = std::thread::scope(|scope| {
-            let probing = scope.spawn(|| if is_static { Ok(()) } else { check_conditions(storage) });
+        let (opened, checked) = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| if is_static { Ok(true) } else { conditions_checked(storage) });
             let opened = Archive::open_at_head(Arc::clone(storage), options.clone());
-            (opened, probing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            (opened, asking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        probed?;
-        match opened {
-            Err(ArchiveError::NoArchive { .. }) if self.store.cluster().is_none() => {
+        let found = match opened {
+            Err(ArchiveError::NoArchive { .. }) if self.store.cluster().is_none() => None,
+            opened => Some(opened?),
+        };
+        if !checked? {
+            check_conditions(storage)?;
+        }
+        match found {
+            Some(found) => Ok(found),
+            None => {
                 let archive = Archive::open_or_init(Arc::clone(storage), options.clone())?;
                 archive.head().map(|head| (archive, head))
             }
-            opened => opened,
         }
     }
 

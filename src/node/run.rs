@@ -173,6 +173,11 @@ impl Node {
             clock: Arc::clone(&options.clock),
             faults: options.faults.clone(),
         })?);
+        if store.cluster().is_some() {
+            // There is an archive: what is not there is out of reach, and nobody may make it.
+            options.storage.expect_existing();
+            lease_storage.iter().for_each(|storage| storage.expect_existing());
+        }
         store.commits().set_limit(options.backlog);
         store.set_archive_first(options.durability == Durability::Archive);
         let spool = options.data.join("spool");

@@ -184,4 +184,8 @@ impl ObjectStore for Counted {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+
+    fn expect_existing(&self) {
+        self.inner.expect_existing();
+    }
 }

@@ -238,6 +238,10 @@ impl ObjectStore for Faulty {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+
+    fn expect_existing(&self) {
+        self.inner.expect_existing();
+    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub use location::{KeyPair, Location, Options, S3Location, from_url};
 pub use memory::MemoryStore;
 pub use one_writer::OneWriter;
 pub use op::Op;
-pub use probe::check_conditions;
+pub use probe::{check_conditions, conditions_checked};
 pub use s3::S3Store;
 
 use bytes::Bytes;
@@ -110,4 +110,8 @@ pub trait ObjectStore: Send + Sync {
 
     /// The store's address, for messages; without credentials.
     fn describe(&self) -> String;
+
+    /// From now on a store of which nothing is there is out of reach, not new: nothing
+    /// makes it. For stores that cannot tell the two apart by themselves (a directory).
+    fn expect_existing(&self) {}
 }

@@ -108,4 +108,8 @@ impl ObjectStore for OneWriter {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+
+    fn expect_existing(&self) {
+        self.inner.expect_existing();
+    }
 }

@@ -27,9 +27,7 @@ struct Verdict {
 /// Kind `Unsupported` if it does not, with the request that showed it; else what
 /// kept the probe from finding out.
 pub fn check_conditions(store: &Arc<dyn ObjectStore>) -> Result<(), ObjectError> {
-    let probed = store.get(VERDICT)?.and_then(|object| serde_json::from_slice::<Verdict>(&object.body).ok());
-    let known = probed.is_some_and(|verdict| verdict.version == 1 && verdict.store == store.describe());
-    if known {
+    if conditions_checked(store)? {
         return Ok(());
     }
     let area = format!(".probe/{:016x}", rand::random::<u64>());
@@ -41,6 +39,15 @@ pub fn check_conditions(store: &Arc<dyn ObjectStore>) -> Result<(), ObjectError>
     let body = serde_json::to_vec(&verdict).unwrap_or_default();
     store.put(VERDICT, body.into(), PutCond::Always)?;
     Ok(())
+}
+
+/// Whether `check_conditions` has found before that `store` keeps them; writes nothing.
+///
+/// # Errors
+/// As `get`.
+pub fn conditions_checked(store: &Arc<dyn ObjectStore>) -> Result<bool, ObjectError> {
+    let probed = store.get(VERDICT)?.and_then(|object| serde_json::from_slice::<Verdict>(&object.body).ok());
+    Ok(probed.is_some_and(|verdict| verdict.version == 1 && verdict.store == store.describe()))
 }
 
 struct Keys<'a> {

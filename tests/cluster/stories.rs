@@ -193,3 +193,70 @@ fn a_connection_that_is_cut_without_a_word_is_noticed_on_both_ends() {
     cluster.wait_equal(&app());
     cluster.stop();
 }
+
+/// What a node says while its archive's disk is not mounted.
+fn waits_for_the_disk(node: &Node) {
+    // It has tried more than once.
+    let before = requests(node);
+    wait_for("it asks again", || (requests(node)? > before? + 6).then_some(()));
+    let status = node.status();
+    assert_eq!(status["archive"]["state"], "unreachable", "{status}");
+    let why = status["archive"]["error"].as_str().expect("why");
+    assert!(why.contains("mount its disk"), "{why}");
+    let health = node.get("/health");
+    assert_eq!(health.status, 503);
+    assert!(String::from_utf8_lossy(&health.body).contains("mount its disk"), "{health:?}");
+}
+
+/// How many requests it made to its archive.
+fn requests(node: &Node) -> Option<u64> {
+    let status = node.try_status()?;
+    Some(status["archive"]["requests"].as_object()?.values().filter_map(serde_json::Value::as_u64).sum())
+}
+
+#[test]
+fn the_archive_unreachable_at_start() {
+    needs_a_mount!();
+    let mut cluster = Cluster::new("story-no-disk", 2, |number, settings| {
+        if number == 1 {
+            settings.storage = "on-unreachable = \"serve-stale\"".to_owned();
+        }
+    });
+    cluster.start();
+    let first = cluster.wait_primary();
+    prepare(&cluster.nodes[first]);
+    insert(&cluster.nodes[first], 0..10);
+    has(&cluster.nodes[1 - first], 0..10);
+    cluster.stop();
+    let archive = cluster.nodes[0].archive().to_owned();
+    let away = archive.with_file_name("archive-unmounted");
+    for (round, mount_point) in [(1, false), (2, true)] {
+        std::fs::rename(&archive, &away).expect("unmount its disk");
+        if mount_point {
+            std::fs::create_dir(&archive).expect("an empty mount point");
+        }
+        let said = "the archive cannot be used: waiting for it";
+        let before = cluster.nodes[0].log().matches(said).count();
+        cluster.nodes.iter_mut().for_each(Node::spawn);
+        // One waits, the other serves what it has, and neither writes.
+        wait_for("it waits", || (cluster.nodes[0].log().matches(said).count() > before).then_some(()));
+        waits_for_the_disk(&cluster.nodes[0]);
+        assert!(!cluster.nodes[0].is_mounted(), "it serves without its archive");
+        cluster.nodes[1].wait_role("replica");
+        has(&cluster.nodes[1], 0..round * 10);
+        waits_for_the_disk(&cluster.nodes[1]);
+        assert_eq!(cluster.primary(), None, "nobody is the primary on no archive");
+        assert_eq!(cluster.nodes[0].log().matches(said).count(), before + 1, "it says so once");
+        match mount_point {
+            // It fails where something was written.
+            true => std::fs::remove_dir(&archive).expect("the mount point is as empty as it was"),
+            false => assert!(!archive.exists(), "nobody makes the directory"),
+        }
+        std::fs::rename(&away, &archive).expect("mount its disk");
+        cluster.nodes.iter_mut().for_each(|node| node.wait_ready().expect("it goes on by itself"));
+        let primary = cluster.wait_primary();
+        insert(&cluster.nodes[primary], round * 10..round * 10 + 10);
+        cluster.nodes.iter().for_each(|node| has(node, 0..round * 10 + 10));
+        cluster.stop();
+    }
+}

@@ -19,7 +19,8 @@ use crate::words::Timestamp;
 use root::Root;
 
 /// An object store in a directory. Opening it touches nothing: the directory is
-/// made by the first put, and may be out of reach for a while (an unmounted disk).
+/// made by the first put, unless it is known to exist, and may be out of reach for a
+/// while (an unmounted disk).
 pub struct FileStore {
     root: Root,
 }
@@ -218,6 +219,10 @@ impl ObjectStore for FileStore {
 
     fn describe(&self) -> String {
         format!("file://{}", self.root.path().display())
+    }
+
+    fn expect_existing(&self) {
+        self.root.expect_existing();
     }
 }
 

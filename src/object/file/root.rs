@@ -22,6 +22,9 @@ const TEMP: &str = ".litefs-tmp";
 /// while data is written; only a process that was stopped holds it longer.
 const LOCK_DEADLINE: Duration = Duration::from_secs(20);
 
+/// What to do where a store that has to be there is not.
+const REMEDY: &str = "mount its disk, or correct storage.url (a new archive is only made by a node with an empty data directory)";
+
 /// Whether a key is one of the store's own files.
 pub(super) fn is_reserved(key: &str) -> bool {
     let first = key.split('/').next().unwrap_or(key);
@@ -31,10 +34,20 @@ pub(super) fn is_reserved(key: &str) -> bool {
 /// The directory of a store.
 pub(super) struct Root {
     path: PathBuf,
-    /// Whether the marker was seen once: from then on its absence means that the
-    /// directory is out of reach, not that it is empty.
-    seen: Mutex<bool>,
+    known: Mutex<Known>,
     lock: Mutex<()>,
+}
+
+/// What is known of the directory, and so what it means that it is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// Nothing: it is not made yet.
+    Nothing,
+    /// It was used before, by an earlier process: it is out of reach where it is missing
+    /// or, its disk not mounted, empty.
+    Exists,
+    /// The marker was seen: it is out of reach where that is missing.
+    Seen,
 }
 
 /// The store's lock, against threads and other processes.
@@ -45,48 +58,73 @@ pub(super) struct Guard<'a> {
 
 impl Root {
     pub(super) fn new(path: PathBuf) -> Root {
-        Root { path, seen: Mutex::new(false), lock: Mutex::new(()) }
+        Root { path, known: Mutex::new(Known::Nothing), lock: Mutex::new(()) }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// From now on a directory that is missing or empty is out of reach.
+    pub(super) fn expect_existing(&self) {
+        let mut known = self.known.lock();
+        if *known == Known::Nothing {
+            *known = Known::Exists;
+        }
+    }
+
     /// Whether there is a store; `false` for a directory that has not been made yet.
     pub(super) fn attach(&self) -> io::Result<bool> {
         match fs::symlink_metadata(self.path.join(MARKER)) {
             Ok(_) => {
-                let mut seen = self.seen.lock();
-                if !*seen {
+                let mut known = self.known.lock();
+                if *known != Known::Seen {
                     remove_dead_temps(&self.path.join(TEMP));
-                    *seen = true;
+                    *known = Known::Seen;
                 }
                 Ok(true)
             }
-            Err(error) if super::is_absent(&error) && *self.seen.lock() => Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                format!(
-                    "the archive's directory was there and is gone (no {MARKER} in it); mount its disk again, or restart litefs if it was removed on purpose"
-                ),
-            )),
-            // Objects without the marker: a copy of a store, made without dot files.
-            Err(error) if super::is_absent(&error) => match fs::metadata(&self.path) {
-                Ok(meta) if meta.is_dir() => Ok(true),
-                Ok(_) => Err(Errno::NOTDIR.into()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-                Err(error) => Err(error),
-            },
+            Err(error) if super::is_absent(&error) => self.attach_unmarked(),
             Err(error) => Err(error),
         }
     }
 
-    /// Makes the store, if there is none yet.
+    fn attach_unmarked(&self) -> io::Result<bool> {
+        let known = *self.known.lock();
+        if known == Known::Seen {
+            return Err(gone(&format!(
+                "the archive's directory was there and is gone (no {MARKER} in it); mount its disk again, or restart litefs if it was removed on purpose"
+            )));
+        }
+        match fs::metadata(&self.path) {
+            Ok(meta) if !meta.is_dir() => Err(Errno::NOTDIR.into()),
+            // A mount point without its disk.
+            Ok(_) if known == Known::Exists && fs::read_dir(&self.path)?.next().is_none() => {
+                Err(gone(&format!("the archive's directory is empty; {REMEDY}")))
+            }
+            // Objects without the marker: a copy of a store, made without dot files.
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Err(_) if known == Known::Exists => {
+                Err(gone(&format!("the archive's directory is not there; {REMEDY}")))
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Makes the store, if there is none yet and none has to be there.
     pub(super) fn create(&self) -> io::Result<()> {
-        if *self.seen.lock() {
-            return self.attach().map(drop);
+        let known = *self.known.lock();
+        if known != Known::Nothing {
+            self.attach()?;
+        }
+        if *self.known.lock() == Known::Seen {
+            return Ok(());
         }
         let missing = self.path.ancestors().take_while(|path| !path.exists()).count();
-        fs::create_dir_all(&self.path)?;
+        if known == Known::Nothing {
+            fs::create_dir_all(&self.path)?;
+        }
         OpenOptions::new().create(true).append(true).open(self.path.join(MARKER))?.sync_all()?;
         match fs::create_dir(self.path.join(TEMP)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -239,4 +277,8 @@ fn remove_dead_temps(directory: &Path) {
             let _ = fs::remove_file(&path);
         }
     }
+}
+
+fn gone(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, why)
 }

@@ -45,6 +45,32 @@ fn a_directory_that_went_away_is_out_of_reach_and_not_empty() {
 }
 
 #[test]
+fn a_directory_that_has_to_exist_is_made_by_nobody() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (root, away) = (dir.path().join("root"), dir.path().join("away"));
+    assert!(put(&FileStore::new(&root), "x", b"1").is_ok());
+    fs::rename(&root, &away).expect("move away");
+    let store = FileStore::new(&root);
+    store.expect_existing();
+    for empty in [false, true] {
+        if empty {
+            fs::create_dir(&root).expect("an empty mount point");
+        }
+        assert_eq!(store.get("x").map(drop).map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
+        assert_eq!(store.list("", None).map(drop).map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
+        assert_eq!(store.delete("x").map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
+        assert_eq!(put(&store, "y", b"1"), Err(ObjectErrorKind::Unreachable));
+        assert_eq!(root.exists(), empty);
+    }
+    assert_eq!(fs::read_dir(&root).expect("still there").count(), 0, "nothing may be written there");
+    fs::remove_dir(&root).expect("remove the mount point");
+    fs::create_dir(&root).expect("a copy without dot files");
+    fs::copy(away.join("x"), root.join("x")).expect("copy");
+    assert!(store.get("x").expect("readable").is_some());
+    assert!(put(&store, "y", b"2").is_ok());
+}
+
+#[test]
 fn temporary_files_of_the_dead_are_removed_and_those_of_the_living_are_not() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let first = FileStore::new(dir.path());
