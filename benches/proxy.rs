@@ -1,12 +1,15 @@
 //! The proxy before an application against the application alone: small GETs by `wrk`,
-//! interleaved in one run. An application that answers from memory is the hardest case:
-//! all that is measured is what the proxy costs; one that reads a row of a database is
-//! what the proxy is for. `LITEFS_BENCH_ROUNDS` rounds (5).
-//! Run as `cargo bench --bench proxy`; needs `wrk` on PATH (apt-get install wrk).
+//! interleaved in one run. An application of hyper that answers from memory is the hardest
+//! case: all that is measured is what the proxy costs, for it does what the proxy does
+//! twice; one that reads a row of a database is what the proxy is for; one of Node.js is
+//! what people run. `LITEFS_BENCH_ROUNDS` rounds (5).
+//! Run as `cargo bench --bench proxy`; needs `wrk` and `node` on PATH (apt-get install wrk
+//! nodejs).
 
 use std::convert::Infallible;
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
-use litefs::proxy::{Address, ProxyOptions, Role, View, start};
+use litefs::proxy::{Address, Proxy, ProxyOptions, Role, View, start};
 use litefs::words::{Checksum, DbName, Pos, Txid};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -103,18 +106,53 @@ fn application() -> (tokio::runtime::Runtime, SocketAddr) {
     (runtime, addr)
 }
 
-/// Processor time of this process (application and proxy) and of `wrk` until now, in
+/// A program of Node.js that answers 200 bytes; killed when it is dropped.
+struct NodeJs(Child, SocketAddr);
+
+impl NodeJs {
+    fn start() -> NodeJs {
+        let script = "const s = require('http').createServer((q, r) => r.end('x'.repeat(200)));
+            s.keepAliveTimeout = 60000;
+            s.listen(0, '127.0.0.1', () => console.log(s.address().port))";
+        let program = Command::new("node").args(["-e", script]).stdout(Stdio::piped()).spawn();
+        let mut program = program.expect("node is on PATH (apt-get install nodejs)");
+        let mut port = String::new();
+        let stdout = program.stdout.take().expect("its output");
+        BufReader::new(stdout).read_line(&mut port).expect("its port");
+        NodeJs(program, SocketAddr::from((Ipv4Addr::LOCALHOST, port.trim().parse().expect("a port"))))
+    }
+}
+
+impl Drop for NodeJs {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A proxy before an application.
+fn before(app: SocketAddr) -> Proxy {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let target = Address::parse(&app.to_string()).expect("an address");
+    let options = ProxyOptions::new(any, target, vec![DbName::new("app.db").expect("a name")]);
+    start(options, Arc::new(Still(watch::Sender::new(())))).expect("a proxy")
+}
+
+/// Processor time of this process (hyper and proxy), of `wrk` and of `node` until now, in
 /// hundredths of a second.
-fn cpu() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("read /proc/self/stat");
-    let fields = stat.rsplit(')').next().expect("the fields after the name").split_whitespace();
-    fields.skip(11).take(4).map(|ticks| ticks.parse::<f64>().expect("a number")).sum()
+fn cpu(node: &NodeJs) -> f64 {
+    let of = |process: &str| -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("read its stat");
+        let fields = stat.rsplit(')').next().expect("the fields after the name").split_whitespace();
+        fields.skip(11).take(4).map(|ticks| ticks.parse::<f64>().expect("a number")).sum()
+    };
+    of("self") + of(&node.0.id().to_string())
 }
 
 /// Requests a second by `wrk`, and how many there would be if two processors did nothing
 /// else: what other work on the machine changes little.
-fn rate(addr: SocketAddr, path: &str, header: &str) -> (f64, f64) {
-    let before = cpu();
+fn rate(node: &NodeJs, addr: SocketAddr, path: &str, header: &str) -> (f64, f64) {
+    let before = cpu(node);
     let output = Command::new("wrk")
         .args(["-t1", "-c32", "-d3s", "-H", header, &format!("http://{addr}{path}")])
         .output()
@@ -125,29 +163,29 @@ fn rate(addr: SocketAddr, path: &str, header: &str) -> (f64, f64) {
     let rate = rate.and_then(|rate| rate.trim().parse().ok()).unwrap_or_else(|| panic!("wrk: {said}"));
     let count = said.lines().find_map(|line| line.trim().split_once(" requests in "));
     let count: Option<f64> = count.and_then(|(count, _)| count.parse().ok());
-    (rate, count.unwrap_or_else(|| panic!("wrk: {said}")) / (cpu() - before) * 200.0)
+    (rate, count.unwrap_or_else(|| panic!("wrk: {said}")) / (cpu(node) - before) * 200.0)
 }
 
 fn main() {
     let rounds = std::env::var("LITEFS_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse::<usize>().ok());
     let rounds = rounds.unwrap_or(5).max(1);
     let (_runtime, app) = application();
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let target = Address::parse(&app.to_string()).expect("an address");
-    let options = ProxyOptions::new(any, target, vec![DbName::new("app.db").expect("a name")]);
-    let proxy = start(options, Arc::new(Still(watch::Sender::new(())))).expect("a proxy");
+    let node = NodeJs::start();
+    let (proxy, before_node) = (before(app), before(node.1));
     let token = format!("Litefs-Txid: {}", pos());
     println!("| requests | application alone, 1/s | through the proxy | range | by processor time |");
     println!("|---|---|---|---|---|");
-    for (name, path, header) in [
-        ("GETs answered from memory", "/", "X-None: 1"),
-        ("the same with a token", "/", token.as_str()),
-        ("GETs of five rows of SQLite, with a token", "/row", token.as_str()),
+    for (name, app, proxy, path, header) in [
+        ("hyper, from memory", app, &proxy, "/", "X-None: 1"),
+        ("the same with a token", app, &proxy, "/", token.as_str()),
+        ("hyper, five rows of SQLite, with a token", app, &proxy, "/row", token.as_str()),
+        ("Node.js, from memory, with a token", node.1, &before_node, "/", token.as_str()),
     ] {
         let mut alone = Vec::new();
         let (mut ratios, mut costs): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
-            let (direct, through) = (rate(app, path, header), rate(proxy.addr(), path, header));
+            let direct = rate(&node, app, path, header);
+            let through = rate(&node, proxy.addr(), path, header);
             ratios.push(through.0 / direct.0);
             costs.push(through.1 / direct.1);
             alone.push(direct.0);
