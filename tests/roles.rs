@@ -6,18 +6,22 @@
 mod s3_server;
 mod support;
 
+use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::process::Signal;
 use s3_server::{S3Server, Trouble};
 use support::mounted::Client;
 use support::node::{Node, Settings};
 use support::scratch::Scratch;
-use support::{can_mount, process, wait_for};
+use support::{PATIENCE, can_mount, process, wait_for};
 
 /// Node `name` of a cluster whose archive is `base/archive`.
 fn node(base: &Path, name: &str, lease: &'static str) -> Node {
@@ -335,29 +339,38 @@ fn an_open_wal_transaction_that_still_commits_when_the_lease_is_lost_is_parked()
     first.stop();
 }
 
-#[test]
-fn a_stop_while_a_node_starts_over_ends_it() {
-    let scratch = Scratch::new("roles-over");
+/// A node that has to start over as soon as it goes on, and the one that took over. What
+/// `settle` keeps is there while the first one is still the primary.
+fn overtaken<T>(base: &Path, settle: impl FnOnce(&Node) -> T) -> (Node, Node, T) {
     const SHORT: &str = "type = \"storage\"\nttl = \"2s\"";
-    let (mut first, mut second) =
-        (node(scratch.path(), "first", SHORT), node(scratch.path(), "second", SHORT));
+    let (mut first, mut second) = (node(base, "first", SHORT), node(base, "second", SHORT));
     // What it commits stays local, and is to be parked.
     first.settings.sync_interval = "3600s";
     first.start();
     first.wait_primary().expect("the first node is the primary");
     prepare(&first, "wal");
     connect(&first, PATIENT).execute("INSERT INTO t VALUES(1, '')", []).expect("write");
-    second.start();
-    // It keeps the mount for as long as an application may.
-    let mut reader = Client::open(&first.file("app.db"));
-    reader.rows("BEGIN");
-    reader.rows("SELECT count(*) FROM t");
+    let kept = settle(&first);
     first.signal(Signal::STOP);
+    second.start();
     second.wait_primary().expect("the second node takes over");
     let other = Connection::open(second.file("app.db")).expect("open the database");
     other.execute_batch("CREATE TABLE IF NOT EXISTS u(n); INSERT INTO u VALUES(1)").expect("write");
     drop(other);
     second.wait_archived(&["app.db"]);
+    (first, second, kept)
+}
+
+#[test]
+fn a_stop_while_a_node_starts_over_ends_it() {
+    let scratch = Scratch::new("roles-over");
+    let (mut first, mut second, reader) = overtaken(scratch.path(), |first| {
+        // It keeps the mount for as long as an application may.
+        let mut reader = Client::open(&first.file("app.db"));
+        reader.rows("BEGIN");
+        reader.rows("SELECT count(*) FROM t");
+        reader
+    });
     first.signal(Signal::CONT);
     wait_for("the first node starts over", || first.log().contains("starting over").then_some(()));
     first.signal(Signal::TERM);
@@ -365,7 +378,114 @@ fn a_stop_while_a_node_starts_over_ends_it() {
     assert_eq!(status.code(), Some(0), "{status:?}");
     assert_eq!(first.log().matches("litefs starts").count(), 1, "it did not start over");
     drop(reader);
+    assert!(!is_immutable(&first.mount()), "its mount point is as it was");
     second.stop();
+}
+
+fn is_immutable(dir: &Path) -> bool {
+    let dir = File::open(dir).expect("open the directory");
+    ioctl_getflags(dir).is_ok_and(|flags| flags.contains(IFlags::IMMUTABLE))
+}
+
+/// As `chattr` does; false where that cannot be had.
+fn set_immutable(dir: &Path, immutable: bool) -> bool {
+    let dir = File::open(dir).expect("open the directory");
+    let Ok(mut flags) = ioctl_getflags(&dir) else { return false };
+    flags.set(IFlags::IMMUTABLE, immutable);
+    ioctl_setflags(&dir, flags).is_ok()
+}
+
+/// Whether directories can be made immutable here; says loudly where they cannot.
+fn can_be_immutable(scratch: &Scratch) -> bool {
+    let can = set_immutable(scratch.path(), true) && set_immutable(scratch.path(), false);
+    if !can {
+        eprintln!("SKIPPED: no directory can be made immutable here");
+    }
+    can
+}
+
+/// Opens the database as an application does, making it where it is not, until `stop`:
+/// how often it could not be opened in the bare directory. None may be made there.
+fn intrude(path: &Path, stop: &AtomicBool) -> u64 {
+    const FUSE: i64 = 0x6573_5546;
+    let (mut refused, begin) = (0, Instant::now());
+    while !stop.load(Ordering::Acquire) && begin.elapsed() < PATIENCE {
+        match File::options().read(true).write(true).create(true).truncate(false).open(path) {
+            Ok(file) => {
+                let kind = rustix::fs::fstatfs(&file).map(|stat| stat.f_type);
+                // One whose mount went meanwhile is ENOTCONN.
+                assert!(kind.is_err() || kind == Ok(FUSE), "a plain file was made below the mount");
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => refused += 1,
+            Err(_) => {}
+        }
+    }
+    refused
+}
+
+#[test]
+fn nothing_is_made_below_the_mount_while_a_node_starts_over() {
+    for by_hand in [false, true] {
+        let scratch = Scratch::new("roles-bare");
+        if !can_be_immutable(&scratch) {
+            return;
+        }
+        if by_hand {
+            // What an administrator made so stays so.
+            let mount_point = scratch.join("first/mnt");
+            std::fs::create_dir_all(&mount_point).expect("create the mount point");
+            assert!(set_immutable(&mount_point, true));
+        }
+        let (mut first, mut second, ()) = overtaken(scratch.path(), |_| ());
+        let stop = AtomicBool::new(false);
+        let path = first.file("app.db");
+        let refused = std::thread::scope(|scope| {
+            let intruder = scope.spawn(|| intrude(&path, &stop));
+            first.signal(Signal::CONT);
+            wait_for("it serves again or has ended", || {
+                (first.log().matches("INFO serving dir").count() > 1 || first.has_ended()).then_some(())
+            });
+            stop.store(true, Ordering::Release);
+            intruder.join().expect("nothing but the database in the mount")
+        });
+        assert!(refused > 0, "the mount was never away: this test shows nothing");
+        let reader = connect(&first, PATIENT);
+        let there = || reader.query_row("SELECT count(*) FROM u", [], |row| row.get::<_, u32>(0)).ok();
+        wait_for("it serves again", || (there() == Some(1)).then_some(()));
+        drop(reader);
+        first.stop();
+        assert_eq!(is_immutable(&first.mount()), by_hand);
+        assert!(set_immutable(&first.mount(), false));
+        second.stop();
+    }
+}
+
+#[test]
+fn a_node_that_ends_before_it_mounts_leaves_no_mount_point_shut() {
+    let scratch = Scratch::new("roles-shut");
+    if !can_be_immutable(&scratch) {
+        return;
+    }
+    let mut only = node(scratch.path(), "only", LEASE);
+    only.start();
+    only.stop();
+    // As a node that starts over leaves it.
+    let shut = |node: &Node| {
+        std::fs::write(node.data().join("mount-point-shut"), node.mount().as_os_str().as_bytes())
+            .expect("mark");
+        assert!(set_immutable(&node.mount(), true));
+    };
+    shut(&only);
+    let taken = std::net::TcpListener::bind(only.api()).expect("take its port");
+    only.spawn();
+    assert_ne!(only.wait_end().code(), Some(0), "it cannot have its port");
+    assert!(!is_immutable(&only.mount()));
+    drop(taken);
+    // As a crash leaves it.
+    shut(&only);
+    only.start();
+    only.stop();
+    assert!(!is_immutable(&only.mount()));
 }
 
 /// The keys in the table, if it is there.

@@ -35,7 +35,11 @@ pub fn mount(args: Mount) -> Result<ExitCode, CliError> {
     );
     match node::run(options) {
         Ok(Outcome::Exit(code)) => Ok(ExitCode::from(code)),
-        Ok(Outcome::Rejoin) => Err(CliError::Failed(start_over())),
+        Ok(Outcome::Rejoin) => {
+            let error = start_over();
+            fuse::reopen_mount_point(&config.data.dir);
+            Err(CliError::Failed(error))
+        }
         Err(error) if config.log.format == LogFormat::Json => {
             tracing::error!(%error, "the node failed");
             Err(CliError::Told(code_of(&error)))

@@ -9,6 +9,7 @@
 mod adapter;
 mod attributes;
 mod awake;
+mod bare;
 mod committing;
 mod counters;
 mod creating;
@@ -36,6 +37,7 @@ mod unsynced;
 mod virtuals;
 mod watch;
 
+pub use bare::reopen_mount_point;
 pub use counters::{Op, OpCounts};
 pub use error::MountError;
 pub use halting::{HaltGuard, Halts};

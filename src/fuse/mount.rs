@@ -23,7 +23,7 @@ use super::pool::Pool;
 use super::tree::Tree;
 use super::unsynced::Unsynced;
 use super::watch::Watch;
-use super::{modes, mounting};
+use super::{bare, modes, mounting};
 use crate::store::Store;
 
 /// Request loops: what takes long goes to the pool. With two, one client's requests
@@ -123,6 +123,7 @@ impl Mount {
             Begun { dir: dir.clone(), own: own.clone(), watch: None, mounted: false, complete: false };
         let device = mounting::mount(&dir, options.allow_other)?;
         begun.mounted = true;
+        bare::reopen_below(&under, &dir, store.dir());
         let watch = Watch::start(own.clone()).map_err(MountError::io("watch", &dir))?;
         begun.watch = Some(watch.clone());
         let tree = Arc::new(Tree {
@@ -181,6 +182,12 @@ impl Mount {
     /// How often the kernel asked for what.
     pub fn counters(&self) -> OpCounts {
         self.counters.read()
+    }
+
+    /// The node is to start over: from the unmount to the next mount on it nobody makes
+    /// anything in the directory below, where that can be had.
+    pub fn shut_mount_point(&self) {
+        bare::shut(&self.tree.under, &self.dir, self.tree.store.dir());
     }
 
     /// Unmounts. Waits up to `patience` for applications to leave, then does without.

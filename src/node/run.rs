@@ -15,13 +15,13 @@ use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
 use crate::exec::{self, Supervisor};
-use crate::fuse::Mount;
+use crate::fuse::{Mount, reopen_mount_point};
 use crate::lease::{Lease, Want};
 use crate::object::{Counted, ObjectStore};
 use crate::peer::wire::Ending;
 use crate::peer::{Event, Events, Server, ServerOptions, TxData, serve};
 use crate::proxy::{self, Proxy};
-use crate::store::{Role, Store, StoreOptions};
+use crate::store::{Role, Store, StoreError, StoreOptions};
 use crate::words::NodeId;
 
 use super::follow::Following;
@@ -76,17 +76,35 @@ pub fn run(options: NodeOptions) -> Result<Outcome, NodeError> {
     let (stop, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     listen_for_signals(notices.clone(), &stop, &over)?;
     raise_file_limit();
-    let node = Arc::new(Node::open(options, notices, Arc::clone(&stop))?);
-    let result = node.serve(&inbox);
-    match node.close(result) {
-        Ok(Outcome::Rejoin) => {
-            // Who was told to stop meanwhile does not start over; and from here on the
-            // signal itself ends the process.
-            over.store(true, Ordering::SeqCst);
-            Ok(if stop.load(Ordering::SeqCst) { Outcome::Exit(0) } else { Outcome::Rejoin })
+    let data = options.data.clone();
+    let result = live(options, notices, &inbox, &stop);
+    if matches!(result, Ok(Outcome::Rejoin)) {
+        // Who was told to stop meanwhile does not start over; and from here on the
+        // signal itself ends the process.
+        over.store(true, Ordering::SeqCst);
+        if !stop.load(Ordering::SeqCst) {
+            return result;
         }
+    }
+    // What is in use by another is that one's.
+    if !matches!(result, Err(NodeError::Store(StoreError::InUse { .. }))) {
+        reopen_mount_point(&data);
+    }
+    match result {
+        Ok(Outcome::Rejoin) => Ok(Outcome::Exit(0)),
         result => result,
     }
+}
+
+fn live(
+    options: NodeOptions,
+    notices: mpsc::Sender<Notice>,
+    inbox: &mpsc::Receiver<Notice>,
+    stop: &Arc<AtomicBool>,
+) -> Result<Outcome, NodeError> {
+    let node = Arc::new(Node::open(options, notices, Arc::clone(stop))?);
+    let result = node.serve(inbox);
+    node.close(result)
 }
 
 fn listen_for_signals(
@@ -399,6 +417,9 @@ impl Node {
             }
             part => part,
         };
+        if matches!(code, Ok(Outcome::Rejoin)) {
+            serving.mount.shut_mount_point();
+        }
         if let Err(error) = serving.mount.unmount(left() / 4) {
             tracing::error!(%error, "unmounting failed");
         }
