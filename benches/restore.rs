@@ -45,7 +45,7 @@ fn fill(path: &Path, mib: u64) {
          WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {})
          INSERT INTO events SELECT i, datetime(1700000000 + i * 37, 'unixepoch'), hex(randomblob(16)),
            'user ' || i % 977 || ' opened document ' || i * 7919 % 65537 || ' and saved it as draft', i FROM n;",
-        mib * 8200
+        mib * 15_450
     ))
     .expect("fill a database");
 }

@@ -613,7 +613,7 @@ fn a_replica_that_takes_over_at_once_judges_nothing_by_a_part_of_the_log() {
 }
 
 #[test]
-fn minio_says_what_is_wrong_with_a_bucket_or_keys() {
+fn minio_says_what_is_wrong_with_a_bucket_keys_or_the_clock() {
     let Some(minio) = Outside::minio() else { return };
     assert!(can_mount(), "this test needs /dev/fuse and root");
     let scratch = Scratch::new("minio-refusals");
@@ -629,10 +629,15 @@ fn minio_says_what_is_wrong_with_a_bucket_or_keys() {
         ("bucket", none, good.clone(), "create the bucket"),
         ("key", minio.url_of(&prefix), with(0), "check AWS_ACCESS_KEY_ID"),
         ("secret", minio.url_of(&prefix), with(1), "check AWS_SECRET_ACCESS_KEY"),
+        ("clock", minio.url_of(&prefix), good.clone(), "this machine's clock is off"),
     ];
     for (name, url, env, words) in cases {
         let mut node = node(&scratch, name, STORAGE, &url);
         node.settings.env = env;
+        if name == "clock" {
+            // A real one, an hour ahead: S3 takes a quarter of an hour.
+            node.settings.wrapper = ["faketime", "-f", "+1h"].map(str::to_owned).into();
+        }
         node.spawn();
         assert_eq!(node.wait_end().code(), Some(1), "{name}: {}", node.log());
         assert!(node.log().contains(words), "{name}: {}", node.log());

@@ -16,6 +16,7 @@ use crate::lease::{
 };
 use crate::peer::wire::Ending;
 use crate::peer::{Client, Event, PrimaryData, ServiceError, Timeouts};
+use crate::proxy::Proxy;
 use crate::store::Role;
 use crate::words::{Epoch, NodeId};
 
@@ -446,7 +447,8 @@ impl Node {
         let commits = self.store.commits();
         let last = commits.last().map_or(reign.since(), |last| last.max(reign.since()));
         let due = last + self.options.release_on_idle;
-        let used = commits.unpublished() > 0 || reign.halts.is_used();
+        let writes = serving.proxy.as_ref().is_some_and(Proxy::is_writing);
+        let used = writes || commits.unpublished() > 0 || reign.halts.is_used();
         Some(if used { due.max(Instant::now() + AGAIN) } else { due })
     }
 

@@ -47,6 +47,11 @@ impl Gate {
         Some(Pass(Arc::clone(self)))
     }
 
+    /// Whether a write is under way.
+    pub(super) fn is_used(&self) -> bool {
+        self.state.lock().under_way > 0
+    }
+
     /// Marked as changed when writes may begin again.
     pub(super) fn opened(&self) -> watch::Receiver<()> {
         self.opened.subscribe()
@@ -111,11 +116,13 @@ mod tests {
             let second = gate.hold(Duration::ZERO);
             drop(held);
             assert!(gate.enter().is_none(), "one holds it yet");
+            assert!(!gate.is_used());
             drop(second);
         });
         assert!(opened.has_changed().expect("it lives"));
         opened.mark_unchanged();
         let _pass = gate.enter().expect("it is open again");
+        assert!(gate.is_used());
         drop(gate.hold(Duration::ZERO));
     }
 }

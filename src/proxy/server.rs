@@ -153,6 +153,11 @@ impl Proxy {
         self.gate.hold(patience)
     }
 
+    /// Whether the application has been asked for a write that it has not answered.
+    pub fn is_writing(&self) -> bool {
+        self.gate.is_used()
+    }
+
     /// Accepts no more, and waits up to `grace` for requests under way. Must not be
     /// called from one of the proxy's own threads.
     pub fn stop(mut self, grace: Duration) {

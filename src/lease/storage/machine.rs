@@ -106,6 +106,9 @@ pub(super) struct Machine {
     trouble: Option<String>,
 }
 
+/// How soon a lease that was given to another node is looked at again.
+const GIVEN: Duration = Duration::from_millis(20);
+
 impl Machine {
     pub(super) fn new(me: Member, ttl: Duration, poll: Duration, seed: u64) -> Machine {
         Machine {
@@ -302,7 +305,6 @@ impl Machine {
         self.trouble = None;
         self.read_first = false;
         let unmet = std::mem::take(&mut self.unmet);
-        self.next_read = now + self.poll.mul_f64(self.random.random_range(0.8..1.2));
         let (etag, record) = match found {
             None => (None, None),
             Some((body, etag)) => match Record::decode(&body) {
@@ -313,6 +315,8 @@ impl Machine {
                 }
             },
         };
+        let pause = self.pause(now, etag.as_ref(), record.as_ref());
+        self.next_read = now + pause.mul_f64(self.random.random_range(0.8..1.2));
         let own =
             |pending: &Pending| record.as_ref().is_some_and(|found| found.nonce == pending.record.nonce);
         if let (Some(n), Some(etag)) = (self.pending.iter().position(own), &etag) {
@@ -337,6 +341,18 @@ impl Machine {
         let own = !self.had_term && record.as_ref().is_some_and(|found| found.member.node == self.me.node);
         let renewed = self.seen.is_some();
         self.seen = Some(Seen { etag, record, own, since: now, renewed });
+    }
+
+    /// How long until it is worth while to read again what was found now. A lease that was
+    /// given away is about to be taken, and writers wait to hear by whom; but perhaps it
+    /// never is.
+    fn pause(&self, now: Duration, etag: Option<&Etag>, found: Option<&Record>) -> Duration {
+        if !found.is_some_and(|record| matches!(record.state, State::Given { .. })) {
+            return self.poll;
+        }
+        let seen = self.seen.as_ref().filter(|seen| seen.etag.as_ref() == etag);
+        let since = seen.map_or(now, |seen| seen.since);
+        now.saturating_sub(since).max(GIVEN).min(self.poll)
     }
 
     /// A put of this node is the object now.

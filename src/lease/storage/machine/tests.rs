@@ -260,3 +260,30 @@ fn an_archive_that_has_seen_later_epochs_makes_the_holder_begin_a_new_one() {
     machine.want(Want::Hold { after: Epoch::new(5) });
     assert_eq!(put(&mut machine, S * 2).0.epoch, Epoch::new(6));
 }
+
+#[test]
+fn who_takes_a_lease_that_was_given_away_is_known_soon_and_asked_for_less_and_less() {
+    let mut machine = machine(1);
+    machine.want(hold());
+    let given = Some((record(2, 4, State::Given { to: NodeId::new(3) }), etag(9)));
+    let (begin, mut now, mut reads) = (S * 100, S * 100, 0);
+    while now < begin + S {
+        match machine.next(now) {
+            Step::Read => {
+                machine.read_replied(now, Ok(given.clone()));
+                reads += 1;
+            }
+            Step::WaitUntil(then) => {
+                assert!(reads > 1 || then <= begin + S / 20, "{then:?}");
+                now = then;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((4..10).contains(&reads), "{reads} in the first second");
+    // Nobody took it: as seldom as ever.
+    assert_eq!(machine.next(now), Step::Read);
+    machine.read_replied(now, Ok(given));
+    let Step::WaitUntil(then) = machine.next(now) else { panic!("it waits") };
+    assert!(then - now >= S * 8 / 10);
+}
