@@ -41,6 +41,8 @@ pub struct Kind {
     pub lease: LeaseIn,
     /// `storage.durability = "archive"`.
     pub archived: bool,
+    /// `storage.sync-interval`: the longer, the more branches lose.
+    pub sync_interval: &'static str,
 }
 
 pub struct Cluster {
@@ -128,6 +130,7 @@ impl Cluster {
             let durability = if kind.archived { "archive" } else { "async" };
             let settings = Settings {
                 lease: around.lease,
+                sync_interval: kind.sync_interval,
                 token: Some(TOKEN.to_owned()),
                 wrapper: network.as_ref().map_or(Vec::new(), |network| network.wrapper(number)),
                 storage: format!("durability = \"{durability}\"\nshutdown-timeout = \"8s\""),

@@ -92,17 +92,26 @@ fn chaos(kind: Kind, seconds: u64) {
     }
 }
 
+/// What the runs have in common.
+const KIND: Kind =
+    Kind { storage: Storage::Directory, lease: LeaseIn::Storage, archived: false, sync_interval: "20ms" };
+
 #[test]
 fn money_is_neither_made_nor_lost_whatever_happens_to_the_nodes() {
-    chaos(Kind { storage: Storage::Directory, lease: LeaseIn::Storage, archived: false }, 15);
+    chaos(KIND, 15);
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_where_commits_wait_for_s3() {
-    chaos(Kind { storage: Storage::Minio, lease: LeaseIn::Storage, archived: true }, 15);
+    chaos(Kind { storage: Storage::Minio, archived: true, ..KIND }, 15);
 }
 
 #[test]
 fn money_is_neither_made_nor_lost_with_s3_and_consul() {
-    chaos(Kind { storage: Storage::Minio, lease: LeaseIn::Consul, archived: false }, 25);
+    chaos(Kind { storage: Storage::Minio, lease: LeaseIn::Consul, ..KIND }, 17);
+}
+
+#[test]
+fn money_is_neither_made_nor_lost_with_a_directory_and_consul() {
+    chaos(Kind { lease: LeaseIn::Consul, sync_interval: "2s", ..KIND }, 12);
 }
