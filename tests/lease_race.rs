@@ -7,7 +7,7 @@
 mod support;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use litefs::lease::{
@@ -35,11 +35,27 @@ fn in_storage(store: Arc<dyn ObjectStore>, node: u64) -> Box<dyn Lease> {
     Box::new(StorageLease::new(store, options).expect("a lease"))
 }
 
+/// Where each waits for the other: a barrier that does not wait for one that failed.
+#[derive(Default)]
+struct Line(Mutex<u32>, Condvar);
+
+impl Line {
+    fn wait(&self) {
+        let mut came = self.0.lock().expect("no panic");
+        *came += 1;
+        self.1.notify_all();
+        let both = came.next_multiple_of(2);
+        let (_came, waited) =
+            self.1.wait_timeout_while(came, PATIENCE, |came| *came < both).expect("no panic");
+        assert!(!waited.timed_out(), "the other one does not come");
+    }
+}
+
 /// What the candidates share.
 struct Course {
-    rest: Barrier,
-    start: Barrier,
-    finish: Barrier,
+    rest: Line,
+    start: Line,
+    finish: Line,
     /// The last epoch that was held.
     last: Mutex<Epoch>,
     wins: AtomicU32,
@@ -84,9 +100,9 @@ fn run(lease: &dyn Lease, course: &Course, races: u32) -> u32 {
 
 fn race(what: &str, open: &(dyn Fn(u64) -> Box<dyn Lease> + Sync), races: u32) {
     let course = Course {
-        rest: Barrier::new(2),
-        start: Barrier::new(2),
-        finish: Barrier::new(2),
+        rest: Line::default(),
+        start: Line::default(),
+        finish: Line::default(),
         last: Mutex::new(Epoch::default()),
         wins: AtomicU32::new(0),
     };

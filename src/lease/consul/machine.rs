@@ -237,6 +237,11 @@ impl Machine {
             _ if now < self.not_before => Step::WaitUntil(self.not_before),
             step => step,
         };
+        if matches!(step, Step::Read(None, _)) {
+            // Who asks while it is under way gets another: it may have passed what they want
+            // to see.
+            self.read_first = false;
+        }
         self.sent = (step.clone(), now);
         step
     }
@@ -336,7 +341,7 @@ impl Machine {
         }
         match reply {
             Reply::Read(found) => self.read(now, &step, sent, found),
-            Reply::Interrupted => {}
+            Reply::Interrupted => self.read_first |= matches!(step, Step::Read(None, _)),
             Reply::Created(id) => self.session = Some(self.session_from(id, sent)),
             Reply::Renewed(true) => {
                 if let Some(session) = self.session.take() {
@@ -381,7 +386,6 @@ impl Machine {
     }
 
     fn read(&mut self, now: Duration, step: &Step, sent: Duration, found: Found) {
-        self.read_first = false;
         let unchanged = self.seen.as_ref().is_some_and(|seen| seen.entry == found.entry);
         // What never waits must not be asked all the time.
         if let Step::Read(Some(_), wait) = step

@@ -93,6 +93,9 @@ pub(super) struct Machine {
     pending: Vec<Pending>,
     /// Read before anything else: an outcome is unknown, or someone asked.
     read_first: bool,
+    /// The read under way is that one. Who asks while it is gets another: it may have
+    /// passed what they want to see.
+    reads_first: bool,
     /// The last put met a changed object, or so the store said.
     unmet: bool,
     /// Whether this run had a term: another one under this node's id is then not a
@@ -121,6 +124,7 @@ impl Machine {
             seen: None,
             pending: Vec::new(),
             read_first: false,
+            reads_first: false,
             unmet: false,
             had_term: false,
             ended: Epoch::default(),
@@ -194,7 +198,10 @@ impl Machine {
         match plan {
             Plan::Read | Plan::Put(_) if now < self.not_before => Step::WaitUntil(self.not_before),
             Plan::Put(record) => self.put(now, record),
-            Plan::Read => Step::Read,
+            Plan::Read => {
+                self.reads_first = std::mem::take(&mut self.read_first);
+                Step::Read
+            }
             Plan::WaitUntil(moment) => Step::WaitUntil(moment),
             Plan::Idle => Step::Idle,
         }
@@ -300,10 +307,12 @@ impl Machine {
         self.run_out(now);
         let found = match reply {
             Ok(found) => found,
-            Err(why) => return self.fail(now, why),
+            Err(why) => {
+                self.read_first |= self.reads_first;
+                return self.fail(now, why);
+            }
         };
         self.trouble = None;
-        self.read_first = false;
         let unmet = std::mem::take(&mut self.unmet);
         let (etag, record) = match found {
             None => (None, None),
@@ -359,7 +368,6 @@ impl Machine {
     fn adopt(&mut self, now: Duration, pending: Pending, etag: Etag) {
         self.pending.clear();
         self.trouble = None;
-        self.read_first = false;
         self.unmet = false;
         self.had_term = true;
         let held = pending.record.state == State::Held && pending.record.epoch > self.ended;

@@ -398,3 +398,17 @@ fn whatever_the_network_does_one_node_at_a_time_holds_it_and_no_epoch_comes_twic
         simulate(seed);
     }
 }
+
+#[test]
+fn a_look_is_not_answered_by_a_read_that_was_under_way_and_outlives_an_interruption() {
+    let mut machine = machine(1);
+    machine.look();
+    assert!(matches!(machine.next(S), Step::Read(None, _)));
+    machine.look();
+    machine.replied(S, found(Some(entry(5, 2, 9, State::Held, Some("s2")))));
+    answer(&mut machine, S, "Read(None", Reply::Interrupted);
+    answer(&mut machine, S, "Read(None", Reply::Failed("no answer".to_owned()));
+    answer(&mut machine, S * 2, "Read(None", found(Some(entry(6, 2, 9, State::Released, None))));
+    assert_eq!(machine.standing(S * 2).holder, Holder::Nobody);
+    assert_eq!(machine.next(S * 2), Step::Idle);
+}

@@ -287,3 +287,17 @@ fn who_takes_a_lease_that_was_given_away_is_known_soon_and_asked_for_less_and_le
     let Step::WaitUntil(then) = machine.next(now) else { panic!("it waits") };
     assert!(then - now >= S * 8 / 10);
 }
+
+#[test]
+fn a_look_is_not_answered_by_a_read_that_was_under_way_and_outlives_one_that_fails() {
+    let mut machine = machine(1);
+    machine.look();
+    assert_eq!(machine.next(S), Step::Read);
+    machine.look();
+    machine.read_replied(S, Ok(Some((record(2, 4, State::Held), etag(9)))));
+    assert_eq!(machine.next(S), Step::Read);
+    machine.read_replied(S, Err("no answer".to_owned()));
+    assert_eq!(machine.next(S * 5), Step::Read);
+    machine.read_replied(S * 5, Ok(None));
+    assert_eq!(machine.next(S * 5), Step::Idle);
+}
