@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use support::app::{App, Client};
 use support::node::free_addr;
-use support::{Node, PATIENCE, Scratch, Settings, can_mount};
+use support::{Node, PATIENCE, Scratch, Settings, can_mount, wait_for};
 
 /// The term of the lease.
 const TTL: Duration = Duration::from_secs(4);
@@ -138,7 +138,17 @@ fn main() {
     println!("| writers stall | goal, ms | middle, ms | most, ms | rounds |");
     println!("|---|---|---|---|---|");
     let planned = |rounds: usize, write: &dyn Fn() -> Box<dyn FnMut() + Send>| -> Vec<Duration> {
-        (0..rounds).map(|round| longest(write(), || promote(&members[(round + 1) % 2]))).collect()
+        let one = |round: usize| {
+            let (from, to) = (&members[round % 2], &members[(round + 1) % 2]);
+            // The change before is over, also for the new replica.
+            wait_for("the replica follows", || {
+                let status = from.node.try_status()?;
+                let follows = status["replicas"].as_array().is_some_and(|replicas| !replicas.is_empty());
+                (follows && status["role"] == "primary").then_some(())
+            });
+            longest(write(), || promote(to))
+        };
+        (0..rounds).map(one).collect()
     };
     let even = rounds.next_multiple_of(2);
     print("planned, in the mounts", "300", planned(even, &|| Box::new(in_the_mounts(&members))));
