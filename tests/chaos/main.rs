@@ -108,7 +108,7 @@ fn nothing_acknowledged_is_lost_where_commits_wait_for_s3() {
 
 #[test]
 fn money_is_neither_made_nor_lost_with_s3_and_consul() {
-    chaos(Kind { storage: Storage::Minio, lease: LeaseIn::Consul, ..KIND }, 17);
+    chaos(Kind { storage: Storage::Minio, lease: LeaseIn::Consul, ..KIND }, 25);
 }
 
 #[test]

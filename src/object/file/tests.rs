@@ -22,6 +22,23 @@ fn reading_makes_no_directory_and_the_first_put_does() {
     assert!(root.join("x").is_file());
 }
 
+/// Where its directory is missing, and where an empty mount point is in its place: nothing
+/// is found, and nothing is made.
+fn is_out_of_reach(store: &FileStore, root: &Path) {
+    for empty in [false, true] {
+        if empty {
+            fs::create_dir(root).expect("an empty mount point");
+        }
+        assert_eq!(store.get("x").map(drop).map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
+        assert_eq!(store.list("", None).map(drop).map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
+        assert_eq!(store.delete("x").map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
+        assert_eq!(put(store, "y", b"1"), Err(ObjectErrorKind::Unreachable));
+        assert_eq!(root.exists(), empty);
+    }
+    assert_eq!(fs::read_dir(root).expect("still there").count(), 0, "nothing may be written there");
+    fs::remove_dir(root).expect("remove the mount point");
+}
+
 #[test]
 fn a_directory_that_went_away_is_out_of_reach_and_not_empty() {
     let dir = tempfile::tempdir().expect("temporary directory");
@@ -29,17 +46,7 @@ fn a_directory_that_went_away_is_out_of_reach_and_not_empty() {
     let store = FileStore::new(&root);
     assert!(put(&store, "x", b"1").is_ok());
     fs::rename(&root, &away).expect("move away");
-    for empty in [false, true] {
-        if empty {
-            fs::create_dir(&root).expect("an empty mount point");
-        }
-        assert_eq!(store.get("x").map(drop).map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
-        assert_eq!(store.list("", None).map(drop).map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
-        assert_eq!(store.delete("x").map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
-        assert_eq!(put(&store, "y", b"1"), Err(ObjectErrorKind::Unreachable));
-    }
-    assert_eq!(fs::read_dir(&root).expect("still there").count(), 0, "nothing may be written there");
-    fs::remove_dir(&root).expect("remove the mount point");
+    is_out_of_reach(&store, &root);
     fs::rename(&away, &root).expect("move back");
     assert!(store.get("x").expect("back again").is_some());
 }
@@ -52,18 +59,7 @@ fn a_directory_that_has_to_exist_is_made_by_nobody() {
     fs::rename(&root, &away).expect("move away");
     let store = FileStore::new(&root);
     store.expect_existing();
-    for empty in [false, true] {
-        if empty {
-            fs::create_dir(&root).expect("an empty mount point");
-        }
-        assert_eq!(store.get("x").map(drop).map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
-        assert_eq!(store.list("", None).map(drop).map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
-        assert_eq!(store.delete("x").map_err(|e| e.kind), Err(ObjectErrorKind::Unreachable));
-        assert_eq!(put(&store, "y", b"1"), Err(ObjectErrorKind::Unreachable));
-        assert_eq!(root.exists(), empty);
-    }
-    assert_eq!(fs::read_dir(&root).expect("still there").count(), 0, "nothing may be written there");
-    fs::remove_dir(&root).expect("remove the mount point");
+    is_out_of_reach(&store, &root);
     fs::create_dir(&root).expect("a copy without dot files");
     fs::copy(away.join("x"), root.join("x")).expect("copy");
     assert!(store.get("x").expect("readable").is_some());
