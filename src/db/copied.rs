@@ -3,7 +3,6 @@
 //! the last one and more is written.
 
 use super::database::State;
-use super::files::KEPT_JOURNAL;
 use super::{Database, DbError, FileKind};
 use crate::sqlite::{ReadAt, header};
 use crate::words::PageSize;
@@ -29,13 +28,6 @@ impl Database {
             return Ok(());
         }
         if end || self.is_complete(state)? { self.commit_rollback(state) } else { Ok(()) }
-    }
-
-    /// Whether a journal or WAL with content lies beside the database.
-    fn has_sidecar(&self) -> bool {
-        [FileKind::Journal, FileKind::Wal]
-            .into_iter()
-            .any(|kind| std::fs::metadata(self.path(kind)).is_ok_and(|file| file.len() > KEPT_JOURNAL))
     }
 
     /// Whether the file has every page that its header states; one without a readable

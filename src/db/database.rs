@@ -34,7 +34,7 @@ pub struct Database {
     pub(super) has_wal: AtomicBool,
     /// Applications do not get it yet.
     pub(super) hidden: AtomicBool,
-    /// The journal was unlinked: its file is kept, empty, for the next one.
+    /// The journal was unlinked: its file is kept for the next one.
     pub(super) retired: AtomicBool,
     /// The daemon's own connection where it keeps applications from writing.
     pub(super) hold: Mutex<Option<super::apply::Hold>>,
@@ -73,6 +73,8 @@ pub struct OpenHow {
     pub create: bool,
     /// Fail if it is there.
     pub exclusive: bool,
+    /// Without what it holds, if it is there.
+    pub truncate: bool,
     /// The mode of a new file.
     pub mode: u32,
 }
@@ -91,6 +93,8 @@ pub(super) struct State {
     pub file: Option<Arc<File>>,
     /// The rollback journal, opened by us while an application may use it.
     pub journal: Option<Arc<File>>,
+    /// The file of a journal that was retired, if it was open.
+    pub kept: Option<Arc<File>>,
     /// Checksums of the pages as of `pos`.
     pub sums: Sums,
     /// Pages written since.
@@ -104,6 +108,8 @@ pub(super) struct State {
     /// The page size that a journal or WAL has stated since: of an encrypted database
     /// nothing else tells it.
     pub stated_size: Option<PageSize>,
+    /// The nonce of the journal that covered the last transaction; 0: none did.
+    pub last_nonce: u32,
     /// The nonce of the journal that was made durable last.
     pub synced_nonce: Option<u32>,
     /// The salts of the WAL that was made durable last.
@@ -299,6 +305,7 @@ impl Database {
     pub(super) fn enter_change(&self, state: &mut State, change: &Change, place: Place, afresh: bool) {
         change.enter(&mut state.sums, afresh);
         state.pos = change.meta.post;
+        state.last_nonce = change.meta.journal;
         state.page_size = Some(change.meta.page_size);
         state.stated_size = None;
         state.pages = change.meta.commit;

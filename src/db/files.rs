@@ -10,13 +10,11 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::change::{Builder, Facts};
 use super::database::{State, read_at_most};
+use super::kept::is_linked;
 use super::{Captured, Database, DbError, FileKind, OpenHow, WalIndex};
 use crate::sqlite::wal::WalHeader;
 use crate::sqlite::wal_index;
 use crate::words::{PageSize, Pgno, start_writing};
-
-/// How long a journal's file is that is kept: too short to say anything.
-pub(super) const KEPT_JOURNAL: u64 = 1;
 
 impl Database {
     /// Opens or creates one of the files for an application.
@@ -24,7 +22,7 @@ impl Database {
     /// # Errors
     /// `ReadOnly` where the open could only serve a write and this node may not: the
     /// errno must be EACCES, which SQLite reports at once as a read-only database.
-    pub fn open(&self, kind: FileKind, how: OpenHow) -> Result<File, DbError> {
+    pub fn open(&self, kind: FileKind, how: OpenHow) -> Result<Arc<File>, DbError> {
         let path = self.path(kind);
         if how.write && kind == FileKind::Journal && !self.writable() && !self.is_hot()? {
             return Err(self.read_only());
@@ -38,24 +36,33 @@ impl Database {
             // A transaction whose journal ended unseen comes before the first of the WAL.
             self.settle_rollback(&mut state)?;
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(how.write)
-            .create(how.create && how.write)
-            .create_new(how.exclusive && how.create && !retired)
-            .mode(how.mode & 0o7777)
-            .open(&path)
-            .map_err(DbError::io("open", &path))?;
+        let kept = if retired { state.kept.take() } else { None };
+        let file = match kept.filter(|file| how.write && is_linked(file)) {
+            Some(kept) => kept,
+            None => {
+                let file = OpenOptions::new()
+                    .read(true)
+                    .write(how.write)
+                    .create(how.create && how.write)
+                    .create_new(how.exclusive && how.create && !retired)
+                    .mode(how.mode & 0o7777)
+                    .open(&path);
+                Arc::new(file.map_err(DbError::io("open", &path))?)
+            }
+        };
         if retired {
+            if how.exclusive || how.truncate {
+                file.set_len(0).map_err(DbError::io("truncate", &path))?;
+            }
             self.retired.store(false, Ordering::Release);
         }
         match kind {
             FileKind::Journal if how.write => {
                 self.settle_rollback(&mut state)?;
-                state.journal = Some(Arc::new(file.try_clone().map_err(DbError::io("open", &path))?));
+                state.journal = Some(Arc::clone(&file));
             }
             FileKind::Wal if how.write => {
-                state.wal_file = Some(Arc::new(file.try_clone().map_err(DbError::io("open", &path))?));
+                state.wal_file = Some(Arc::clone(&file));
                 // Whoever opens a WAL without a wal-index makes one, from the chain.
                 state.wal_sealed = false;
                 state.copying = false;
@@ -338,49 +345,6 @@ impl Database {
         }
     }
 
-    /// Whether applications find no such file, though one is kept for the next time.
-    pub fn is_retired(&self, kind: FileKind) -> bool {
-        kind == FileKind::Journal && self.retired.load(Ordering::Acquire)
-    }
-
-    /// Whether applications find such a file.
-    pub fn has_file(&self, kind: FileKind) -> bool {
-        !self.is_retired(kind) && self.path(kind).exists()
-    }
-
-    /// Unlinks the journal as far as applications can see. What happens on the disk is
-    /// the commit of `journal_mode=TRUNCATE`: DELETE costs the file system a new inode for
-    /// each transaction, and the fsync of the directory that names it. Only where nobody
-    /// has the journal open: they would see the next one.
-    pub fn retire_journal(&self) -> Result<(), DbError> {
-        let path = self.path(FileKind::Journal);
-        let mut state = self.lock();
-        if state.nonce.is_some() {
-            self.end_journal(&mut state)?;
-        }
-        let journal = match state.journal.take() {
-            Some(journal) => journal,
-            None => {
-                let file = OpenOptions::new().write(true).open(&path);
-                Arc::new(file.map_err(DbError::io("open", &path))?)
-            }
-        };
-        self.handles().remove(&FileKind::Journal);
-        // Not to nothing: ext4 writes a file that was to the disk when it is next closed
-        // (auto_da_alloc), and the next truncation waits for that.
-        journal.set_len(KEPT_JOURNAL).map_err(DbError::io("truncate", &path))?;
-        self.retired.store(true, Ordering::Release);
-        drop(state);
-        self.shared.faults.pass("db.removed").map_err(DbError::io("truncate", path))
-    }
-
-    /// An empty journal says nothing: applications need not find it.
-    pub(super) fn retire_empty_journal(&self) {
-        let journal = fs::metadata(self.path(FileKind::Journal));
-        let empty = journal.is_ok_and(|file| file.len() <= KEPT_JOURNAL);
-        self.retired.store(empty, Ordering::Release);
-    }
-
     /// Unlinks a file. Of the journal: the commit. Of the database: the drop.
     pub fn remove(&self, kind: FileKind) -> Result<(), DbError> {
         let path = self.path(kind);
@@ -445,6 +409,7 @@ impl Database {
         state.prepared = None;
         state.wal = None;
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))?;
+        self.forget_kept_journal(state)?;
         self.shared.log.sync()?;
         fs::remove_file(&path).map_err(DbError::io("remove", path))
     }

@@ -107,6 +107,7 @@ impl Database {
             page_size: state.page_size,
             pages: state.pages,
             wal: None,
+            journal: state.last_nonce,
             log_from: state.log_from,
             incomplete: state.incomplete,
         }
@@ -116,6 +117,7 @@ impl Database {
     /// The database now stands at `goal`, durably.
     fn reach(&self, state: &mut super::database::State, goal: Goal) -> Result<(), DbError> {
         state.pos = goal.pos;
+        state.last_nonce = 0;
         state.page_size = Some(goal.page_size);
         state.pages = goal.pages;
         state.whole = goal.pages == 0;
@@ -223,6 +225,7 @@ impl Incoming<'_> {
         for kind in [FileKind::Journal, FileKind::Wal, FileKind::Shm] {
             remove_if_there(&database.path(kind)).map_err(DbError::io("remove", database.path(kind)))?;
         }
+        database.forget_kept_journal(&mut state)?;
         let target = database.path(FileKind::Database);
         fs::rename(&self.file_path, &target).map_err(DbError::io("rename", target))?;
         fs::rename(&self.sums_path, database.paths.sums())

@@ -11,7 +11,7 @@
 //! wrote under the halt lock (`halt`), neither does what the log has as prepared.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -19,13 +19,13 @@ use std::sync::{Arc, Mutex};
 
 use super::database::{State, read_at_most};
 use super::dirty::Dirty;
-use super::files::KEPT_JOURNAL;
 use super::log::WalEnd;
-use super::saved::{Saved, sync_dir};
+use super::recover_journal::LeftJournal;
+use super::saved::Saved;
 use super::sums::Sums;
 use super::{Batch, Committed, Database, DbError, FileKind, Paths, ScannedChange, Shared};
-use crate::sqlite::{header, journal};
-use crate::words::{DbName, PageSize, PageSum, Pgno, Pos};
+use crate::sqlite::header;
+use crate::words::{DbName, PageSum, Pgno, Pos};
 
 /// What the log holds of one database.
 #[derive(Debug, Default)]
@@ -43,17 +43,6 @@ pub enum Since {
     SameBoot,
     /// Another boot: what was not fsynced may be lost.
     Reboot,
-}
-
-/// What a journal that was left said of the transaction that it covered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LeftJournal {
-    /// There was none, or an empty one.
-    None,
-    /// Its end was the commit.
-    Ended,
-    /// It was hot: the transaction is taken back that had this nonce.
-    RolledBack(u32),
 }
 
 impl Database {
@@ -80,6 +69,8 @@ impl Database {
             exists,
             file: None,
             journal: None,
+            kept: None,
+            last_nonce: saved.journal,
             sums,
             dirty,
             nonce: None,
@@ -123,7 +114,7 @@ impl Database {
             readable: Mutex::new(Pos::ZERO),
         };
         database.recover_files(&saved, tail, since, super_journal)?;
-        database.retire_empty_journal();
+        database.retire_kept_journal()?;
         database.show(database.pos());
         Ok(database)
     }
@@ -157,9 +148,9 @@ impl Database {
         if !self.check_presence(state, &tail, since)? {
             return self.remove_applying();
         }
-        let last_nonce = tail.committed.last().map_or(0, |change| change.meta.journal);
-        let journal = self.recover_journal(state, last_nonce, super_journal)?;
         let behind = applied || since == Since::Reboot;
+        let explained = since == Since::Reboot && !applied && !halted;
+        let journal = self.recover_journal(state, &tail, saved.journal, explained, super_journal)?;
         self.decide_prepared(state, &mut tail, behind && !halted, journal)?;
         if behind {
             self.redo(state, &tail.committed)?;
@@ -176,6 +167,11 @@ impl Database {
         self.shared.faults.pass("recover.captured").map_err(DbError::io("write", self.paths.dir()))?;
         self.remove_wal()?;
         self.check_size(state, since)?;
+        if since == Since::Reboot {
+            // What was captured here explains the database file from now on: a second loss of
+            // power must not find it unexplained.
+            self.shared.log.sync()?;
+        }
         self.remove_applying()
     }
 
@@ -229,14 +225,23 @@ impl Database {
     }
 
     fn is_whole_database(&self, state: &mut State) -> Result<bool, DbError> {
+        let Some(head) = self.header_now(state)? else { return Ok(false) };
         let file = self.database_file(state)?;
-        let read = || DbError::io("read", self.path(FileKind::Database));
-        let mut bytes = [0; header::HEADER_LEN];
-        let len = read_at_most(&file, &mut bytes, 0).map_err(read())?;
-        let Some(head) = header::Header::parse(&bytes[..len]) else { return Ok(false) };
-        let len = file.metadata().map_err(read())?.len();
+        let len = file.metadata().map_err(DbError::io("read", self.path(FileKind::Database)))?.len();
         let stated = head.pages().map(|pages| u64::from(pages) * u64::from(head.page_size.get()));
         Ok(stated.is_some_and(|stated| stated <= len))
+    }
+
+    fn is_database(&self, state: &mut State) -> Result<bool, DbError> {
+        Ok(self.header_now(state)?.is_some())
+    }
+
+    fn header_now(&self, state: &mut State) -> Result<Option<header::Header>, DbError> {
+        let file = self.database_file(state)?;
+        let mut bytes = [0; header::HEADER_LEN];
+        let len = read_at_most(&file, &mut bytes, 0);
+        let len = len.map_err(DbError::io("read", self.path(FileKind::Database)))?;
+        Ok(header::Header::parse(&bytes[..len]))
     }
 
     /// Between two positions: only the archive's head can complete it.
@@ -274,6 +279,7 @@ impl Database {
             state.sums.set(*pgno, Some(*sum));
         }
         state.pos = meta.post;
+        state.last_nonce = meta.journal;
         state.page_size = Some(meta.page_size);
         state.pages = meta.commit;
         state.whole = meta.commit == 0;
@@ -315,67 +321,6 @@ impl Database {
         Ok(state.exists)
     }
 
-    /// Plays back a hot journal. Its pages are dirty then.
-    fn recover_journal(
-        &self,
-        state: &mut State,
-        last_nonce: u32,
-        super_journal: &dyn Fn(&[u8]) -> bool,
-    ) -> Result<LeftJournal, DbError> {
-        let path = self.path(FileKind::Journal);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(LeftJournal::None),
-            Err(source) => return Err(DbError::io("open", path)(source)),
-        };
-        let read = DbError::io("read", path.clone());
-        let len = file.metadata().map_err(DbError::io("read", &path))?.len();
-        let Some(head) = journal::Header::read(&file).map_err(read)? else {
-            return Ok(if len > KEPT_JOURNAL { LeftJournal::Ended } else { LeftJournal::None });
-        };
-        let committed = last_nonce != 0 && head.nonce == last_nonce;
-        let superseded = journal::super_journal(&file, len)
-            .map_err(DbError::io("read", &path))?
-            .is_some_and(|name| !super_journal(&name));
-        let hot = !committed && !superseded;
-        if hot {
-            self.play_back(state, &file, len, head.page_size)?;
-        }
-        self.shared.faults.pass("recover.journal").map_err(DbError::io("remove", &path))?;
-        fs::remove_file(&path).map_err(DbError::io("remove", &path))?;
-        sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
-        Ok(if hot { LeftJournal::RolledBack(head.nonce) } else { LeftJournal::Ended })
-    }
-
-    pub(super) fn play_back(
-        &self,
-        state: &mut State,
-        file: &File,
-        len: u64,
-        stated: Option<PageSize>,
-    ) -> Result<(), DbError> {
-        let path = self.path(FileKind::Database);
-        let Some(size) = stated.or(state.page_size) else { return Ok(()) };
-        let database = self.database_file(state)?;
-        let playback = journal::Playback::open(file, len, size);
-        let Some(mut playback) = playback.map_err(DbError::io("read", self.path(FileKind::Journal)))? else {
-            return Ok(());
-        };
-        let size = playback.page_size();
-        let mut page = Vec::new();
-        while let Some(record) =
-            playback.next_record(&mut page).map_err(DbError::io("read", self.path(FileKind::Journal)))?
-        {
-            database.write_all_at(&page, size.offset_of(record.pgno)).map_err(DbError::io("write", &path))?;
-            if state.page_size == Some(size) {
-                state.dirty.insert(record.pgno).map_err(DbError::io("write", self.paths.dirty()))?;
-            }
-        }
-        let original = u64::from(playback.pages()) * u64::from(size.get());
-        database.set_len(original).map_err(DbError::io("truncate", &path))?;
-        database.sync_data().map_err(DbError::io("sync", &path))
-    }
-
     /// Writes the pages of the log's tail into the database file again.
     fn redo(&self, state: &mut State, changes: &[ScannedChange]) -> Result<(), DbError> {
         let (path, Some(size)) = (self.path(FileKind::Database), state.page_size) else { return Ok(()) };
@@ -402,8 +347,12 @@ impl Database {
     /// A database file that somebody changed while the node was down is refused, as
     /// far as size and first page show it.
     fn check_size(&self, state: &mut State, since: Since) -> Result<(), DbError> {
-        if since == Since::Reboot && state.unsynced && self.is_whole_database(state)? {
-            self.adopt(state)?;
+        if since == Since::Reboot && state.unsynced {
+            // Of one that was captured, however much of it is left.
+            let taken = if state.whole { self.is_whole_database(state)? } else { self.is_database(state)? };
+            if taken {
+                self.adopt(state)?;
+            }
         }
         let Some(size) = state.page_size.filter(|_| !state.whole) else { return Ok(()) };
         let path = self.path(FileKind::Database);

@@ -21,6 +21,10 @@ pub(super) struct Saved {
     pub pages: u32,
     /// Salts, last captured frame and its checksum: of the WAL at that time.
     pub wal: Option<([u32; 2], u32, [u32; 2])>,
+    /// The nonce of the journal that covered the last transaction; 0: none did. Such a
+    /// journal is not hot, though a loss of power may bring it back.
+    #[serde(default)]
+    pub journal: u32,
     /// Records of the log before this place are of another past: the database was
     /// installed since.
     #[serde(default)]
@@ -95,8 +99,8 @@ impl Database {
         self.shared.faults.pass("checkpoint.sums").map_err(DbError::io("write", self.paths.sums()))?;
         let wal = state.wal.as_ref().map(|track| (track.header.salt, track.end.frames, track.end.sum));
         let (pos, page_size) = (state.pos, state.page_size);
-        let (log_from, incomplete) = (state.log_from, state.incomplete);
-        Saved { pos, page_size, pages, wal, log_from, incomplete }.write(&self.paths.state())?;
+        let (journal, log_from, incomplete) = (state.last_nonce, state.log_from, state.incomplete);
+        Saved { pos, page_size, pages, wal, journal, log_from, incomplete }.write(&self.paths.state())?;
         state.unsaved = false;
         for dir in self.paths.dir().ancestors().skip(1).take_while(|dir| dir.starts_with(&self.shared.root)) {
             sync_dir(dir).map_err(DbError::io("sync", dir))?;

@@ -17,6 +17,7 @@ use super::permissions::{Caller, EXECUTE, WRITE};
 use super::tree::{Found, Tree};
 use super::{attributes, errno};
 use crate::db::{FileKind, OpenHow};
+use crate::sqlite::journal::HEADER_LEN;
 
 /// What SETATTR changes.
 #[derive(Clone, Copy, Debug)]
@@ -92,8 +93,9 @@ impl Tree {
             (Owner { uid: caller.uid, gid: self.group(caller, &parent.path)? }, mode)
         };
         let kept = self.is_kept(&path);
-        let (what, file) = self.make(&path, mode, exclusive, owner)?;
-        let metadata = file.metadata().map_err(|error| errno::of_io(&error))?;
+        let how =
+            OpenHow { write: true, create: true, exclusive, truncate: new.flags & libc::O_TRUNC != 0, mode };
+        let (what, file, metadata) = self.make(&path, how, owner)?;
         let backing = match &what {
             What::File(db, kind) => db.path(*kind),
             What::SuperJournal(backing) => backing.clone(),
@@ -107,8 +109,8 @@ impl Tree {
         }
         let node = self.inodes.intern(&path, what);
         let mut attr = attributes::of(node.ino, &metadata);
-        if kept {
-            // Its one byte is about to be written over.
+        if kept && attr.size < HEADER_LEN as u64 {
+            // One whose content was not kept has a byte, which is about to be written over.
             (attr.size, attr.blocks) = (0, 0);
         }
         let how = How { write: new.flags & libc::O_ACCMODE != libc::O_RDONLY, created: true, own };
@@ -137,41 +139,42 @@ impl Tree {
     /// Whether the file that is to be made is there: a journal's.
     fn is_kept(&self, path: &str) -> bool {
         match names::parse(path) {
-            Some(Name::File(name, kind)) => {
-                self.store.database(&name).is_some_and(|db| db.is_retired(kind) && db.path(kind).exists())
-            }
+            Some(Name::File(name, kind)) => self.store.database(&name).is_some_and(|db| db.has_kept(kind)),
             _ => false,
         }
     }
 
     /// Makes a backing file, of the mode and owner that were asked for.
-    fn make(&self, path: &str, mode: u32, exclusive: bool, owner: Owner) -> Result<(What, File), Errno> {
-        if let Some(backing) = self.store.super_journal(path) {
+    fn make(&self, path: &str, how: OpenHow, owner: Owner) -> Result<(What, Arc<File>, Metadata), Errno> {
+        let (what, file, backing) = if let Some(backing) = self.store.super_journal(path) {
             let mut options = File::options();
-            let file = options.read(true).write(true).create_new(true).mode(mode).open(&backing);
+            let file = options.read(true).write(true).create_new(true).mode(how.mode).open(&backing);
             let file = file.map_err(|error| errno::of_io(&error))?;
-            settle(&file, &backing, mode, owner).map_err(|error| errno::of_io(&error))?;
-            return Ok((What::SuperJournal(backing), file));
-        }
-        // On a replica it is about to be refused, but may be what a node that rests waits for.
-        self.store.wanted();
-        match names::parse(path) {
-            Some(Name::File(name, FileKind::Database)) => {
-                let db = self.store.create(&name, mode, owner.uid, owner.gid).map_err(errno::report)?;
-                let how = OpenHow { write: true, create: false, exclusive: false, mode };
-                let file = db.open(FileKind::Database, how).map_err(errno::report)?;
-                Ok((What::File(db, FileKind::Database), file))
+            (What::SuperJournal(backing.clone()), Arc::new(file), backing)
+        } else {
+            // On a replica it is about to be refused, but may be what a node that rests waits for.
+            self.store.wanted();
+            match names::parse(path) {
+                Some(Name::File(name, FileKind::Database)) => {
+                    let db =
+                        self.store.create(&name, how.mode, owner.uid, owner.gid).map_err(errno::report)?;
+                    let how = OpenHow { write: true, ..OpenHow::default() };
+                    let file = db.open(FileKind::Database, how).map_err(errno::report)?;
+                    let metadata = file.metadata().map_err(|error| errno::of_io(&error))?;
+                    return Ok((What::File(db, FileKind::Database), file, metadata));
+                }
+                Some(Name::File(name, kind)) => {
+                    let db = self.store.database(&name).ok_or(Errno::ENOENT)?;
+                    let file = db.open(kind, how).map_err(errno::report)?;
+                    let backing = db.path(kind);
+                    (What::File(db, kind), file, backing)
+                }
+                Some(Name::Pos(_) | Name::Lock(_) | Name::Primary | Name::Lag) => return Err(Errno::EACCES),
+                None => return Err(Errno::EINVAL),
             }
-            Some(Name::File(name, kind)) => {
-                let db = self.store.database(&name).ok_or(Errno::ENOENT)?;
-                let how = OpenHow { write: true, create: true, exclusive, mode };
-                let file = db.open(kind, how).map_err(errno::report)?;
-                settle(&file, &db.path(kind), mode, owner).map_err(|error| errno::of_io(&error))?;
-                Ok((What::File(db, kind), file))
-            }
-            Some(Name::Pos(_) | Name::Lock(_) | Name::Primary | Name::Lag) => Err(Errno::EACCES),
-            None => Err(Errno::EINVAL),
-        }
+        };
+        let metadata = settle(&file, &backing, how.mode, owner).map_err(|error| errno::of_io(&error))?;
+        Ok((what, file, metadata))
     }
 
     /// The group of a new file: the directory's if its set-group-id bit says so.
@@ -284,16 +287,18 @@ struct Owner {
 }
 
 /// Gives a new file the mode and owner that were asked for, whatever the daemon's umask
-/// and user.
-fn settle(file: &File, path: &Path, mode: u32, owner: Owner) -> io::Result<()> {
+/// and user. Its metadata then.
+fn settle(file: &File, path: &Path, mode: u32, owner: Owner) -> io::Result<Metadata> {
     let metadata = file.metadata()?;
-    if (metadata.uid(), metadata.gid()) != (owner.uid, owner.gid) {
+    let (owned, permitted) =
+        ((metadata.uid(), metadata.gid()) == (owner.uid, owner.gid), metadata.mode() & 0o7777 == mode);
+    if !owned {
         std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))?;
     }
-    if metadata.mode() & 0o7777 != mode {
+    if !permitted {
         rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
     }
-    Ok(())
+    if owned && permitted { Ok(metadata) } else { file.metadata() }
 }
 
 fn may_change(caller: Caller, file: &Metadata, by_handle: bool, change: Change) -> Result<(), Errno> {

@@ -59,6 +59,7 @@ impl Tree {
             text: None,
             write: true,
             own: false,
+            created: false,
             unseen: false,
             wrote: AtomicBool::new(false),
             _halt: Some(halt),

@@ -22,6 +22,8 @@ pub(super) struct Handle {
     pub write: bool,
     /// Whether the daemon opened it.
     pub own: bool,
+    /// Whether its open made the file.
+    pub created: bool,
     /// Whether it is an application's handle of a WAL whose writes need not come to the
     /// daemon one by one.
     pub unseen: bool,

@@ -32,6 +32,7 @@ mod permissions;
 mod placement;
 mod pool;
 mod removing;
+mod spares;
 mod tree;
 mod unsynced;
 mod virtuals;

@@ -20,6 +20,7 @@ use super::notify::{self, Note};
 use super::options::{MountOptions, Passthrough};
 use super::own::Own;
 use super::pool::Pool;
+use super::spares::Spares;
 use super::tree::Tree;
 use super::unsynced::Unsynced;
 use super::watch::Watch;
@@ -134,6 +135,7 @@ impl Mount {
             watch,
             notes,
             unsynced: Unsynced::default(),
+            spares: Spares::default(),
             passthrough: AtomicBool::new(false),
             halts: OnceLock::new(),
             closing: RwLock::new(false),

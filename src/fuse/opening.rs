@@ -91,7 +91,7 @@ impl Tree {
             _ if node.gone() => Err(Errno::ENOENT),
             What::SuperJournal(backing) => {
                 let file = File::options().read(true).write(write).open(backing);
-                let file = file.map_err(|error| errno::of_io(&error))?;
+                let file = file.map(Arc::new).map_err(|error| errno::of_io(&error))?;
                 self.opened(node, file, How { write, created: false, own }, register)
             }
             What::File(db, FileKind::Database) if !own && db.is_hidden() => Err(Errno::ENOENT),
@@ -104,9 +104,10 @@ impl Tree {
                         .read(true)
                         .write(true)
                         .open(db.path(*kind))
+                        .map(Arc::new)
                         .map_err(|error| errno::of_io(&error))
                 } else {
-                    let how = OpenHow { write, create: false, exclusive: false, mode: 0 };
+                    let how = OpenHow { write, ..OpenHow::default() };
                     db.open(*kind, how).map_err(errno::report)
                 }?;
                 self.opened(node, file, How { write, created: false, own }, register)
@@ -139,6 +140,7 @@ impl Tree {
             text,
             write: false,
             own: false,
+            created: false,
             unseen: false,
             wrote: AtomicBool::new(false),
             _halt: None,
@@ -154,7 +156,7 @@ impl Tree {
     pub(super) fn opened(
         &self,
         node: Arc<Node>,
-        file: File,
+        file: Arc<File>,
         how: How,
         register: Register<'_>,
     ) -> Result<Opened, Errno> {
@@ -168,14 +170,16 @@ impl Tree {
         let wal = matches!(node.what, What::File(_, FileKind::Wal));
         let unseen = wal && !how.own && matches!(mode, Mode::Cached | Mode::Passthrough);
         let passed = matches!(mode, Mode::Passthrough | Mode::Beside);
-        let file = Arc::new(file);
         let (backing, first) = {
             let mut opens = node.opens();
             if passed && opens.backing.is_none() {
-                opens.backing = Some(Arc::new(register(&file).map_err(|error| {
-                    tracing::error!("cannot pass {} through to its backing file: {error}", node.path);
-                    errno::of_io(&error)
-                })?));
+                opens.backing = Some(match self.spares.take(&node.path, &file) {
+                    Some(backing) => backing,
+                    None => Arc::new(register(&file).map_err(|error| {
+                        tracing::error!("cannot pass {} through to its backing file: {error}", node.path);
+                        errno::of_io(&error)
+                    })?),
+                });
             }
             opens.file = Some(file.clone());
             let first = !how.own && opens.apps == 0;
@@ -197,6 +201,7 @@ impl Tree {
             text: None,
             write: how.write,
             own: how.own,
+            created: how.created,
             unseen,
             wrote: wrote.into(),
             _halt: None,
@@ -242,7 +247,13 @@ impl Tree {
             let let_go = unused.then(|| (opens.backing.take(), opens.file.take()));
             (opens.apps, opens.writers, let_go)
         };
-        drop(let_go);
+        if let Some((Some(backing), Some(file))) = let_go
+            && handle.created
+            && *kind == FileKind::Journal
+            && !node.gone()
+        {
+            self.spares.put(&node.path, file, backing);
+        }
         if handle.own {
             return;
         }
@@ -264,6 +275,7 @@ impl Tree {
         for handle in self.handles.drain() {
             self.release(&handle);
         }
+        self.spares.clear();
         self.store.unset_mount();
     }
 

@@ -47,6 +47,9 @@ impl Tree {
             }
             What::File(db, kind) => {
                 db.remove(*kind).map_err(errno::report)?;
+                if *kind == FileKind::Journal {
+                    self.spares.forget(&path);
+                }
                 if *kind == FileKind::Shm {
                     // Not before: what it says of the WAL was asked for a last time.
                     self.own.vanished(node.ino);
@@ -75,6 +78,7 @@ impl Tree {
     fn forget_beside(&self, parent: u64, database: &str) {
         for kind in [FileKind::Journal, FileKind::Wal, FileKind::Shm] {
             let path = format!("{database}{}", kind.suffix());
+            self.spares.forget(&path);
             if let Some(node) = self.inodes.remove(&path) {
                 if kind == FileKind::Shm {
                     self.own.vanished(node.ino);

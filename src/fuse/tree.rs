@@ -23,6 +23,7 @@ use super::names::{self, Name};
 use super::notify::Note;
 use super::own::Own;
 use super::permissions::{Caller, EXECUTE};
+use super::spares::Spares;
 use super::unsynced::Unsynced;
 use super::watch::Watch;
 use super::{errno, virtuals};
@@ -38,6 +39,7 @@ pub(super) struct Tree {
     pub watch: Arc<Watch>,
     pub notes: Sender<Note>,
     pub unsynced: Unsynced,
+    pub spares: Spares,
     /// Whether journal, WAL and shm are passed through; settled before the first open.
     pub passthrough: AtomicBool,
     /// Where halt locks come from.

@@ -88,6 +88,30 @@ pub fn looks_hot(bytes: &[u8]) -> bool {
     bytes.first().is_some_and(|byte| *byte != 0)
 }
 
+/// Whether a journal of `len` bytes has a valid header and, after the records that it
+/// counts, neither another segment nor a super-journal's name: nothing that could be taken
+/// for a part of a later journal once that has overwritten the first of it.
+///
+/// # Errors
+/// Those of reading.
+pub fn is_one_segment(journal: &(impl ReadAt + ?Sized), len: u64) -> io::Result<bool> {
+    let Some(Header { records, sector_size, page_size: Some(page_size), .. }) = Header::read(journal)? else {
+        return Ok(false);
+    };
+    let magic_at = |at: u64| {
+        let mut bytes = [0; MAGIC.len()];
+        Ok::<_, io::Error>(journal.read_upto(&mut bytes, at)? == bytes.len() && bytes == MAGIC)
+    };
+    if magic_at(len.saturating_sub(MAGIC.len() as u64))? {
+        return Ok(false);
+    }
+    // Where SQLite does not sync (no record count) it writes one segment.
+    let Some(records) = records else { return Ok(true) };
+    let (sector, record) = (u64::from(sector_size), u64::from(page_size.get()) + 8);
+    let end = sector + u64::from(records) * record;
+    Ok(!magic_at(end.next_multiple_of(sector))?)
+}
+
 /// The name of the super-journal that a journal of `len` bytes ends with: its
 /// transaction spans files, and is committed once that file is gone, whatever the
 /// journal holds. The bytes are a path as the application sees it.
@@ -146,6 +170,7 @@ pub struct Playback<R> {
     left: u64,
     record: Vec<u8>,
     ended: bool,
+    cut: bool,
 }
 
 impl<R: ReadAt> Playback<R> {
@@ -170,6 +195,7 @@ impl<R: ReadAt> Playback<R> {
             left: 0,
             record: Vec::new(),
             ended: false,
+            cut: false,
         };
         playback.left = playback.records_of(header);
         Ok(Some(playback))
@@ -214,24 +240,35 @@ impl<R: ReadAt> Playback<R> {
             }
             let at = self.at;
             let Some((number, sum)) = self.read_record(at, page)? else {
-                self.ended = true;
+                self.cut_off();
                 break;
             };
             (self.at, self.left) = (at + self.record_len(), self.left - 1);
             let Some(pgno) = Pgno::new(number).filter(|pgno| *pgno != self.page_size.lock_page()) else {
-                self.ended = true;
+                self.cut_off();
                 break;
             };
             if number > self.header.pages {
                 continue;
             }
             if checksum(self.nonce, page) != sum {
-                self.ended = true;
+                self.cut_off();
                 break;
             }
             return Ok(Some(Record { pgno, offset: at + 4 }));
         }
         Ok(None)
+    }
+
+    /// Whether a record that a header counts was missing or not valid: SQLite counts what
+    /// is durable, so the journal is not as it wrote it.
+    pub fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    fn cut_off(&mut self) {
+        self.ended = true;
+        self.cut = self.header.records.is_some();
     }
 
     /// Reads the record at `at`; `None` if the file ends in it.

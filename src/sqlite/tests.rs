@@ -199,6 +199,23 @@ fn with_super_journal(journal: &[u8], page_size: PageSize, name: &str) -> Vec<u8
 }
 
 #[test]
+fn a_journal_of_one_segment_is_told_from_others() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let one = |bytes: &[u8]| journal::is_one_segment(bytes, bytes.len() as u64).expect("memory");
+    let (_, several) = crash(dir.path(), 1024, "delete", "full");
+    assert!(!one(&several));
+    let (_, unsynced) = crash(dir.path(), 1024, "delete", "off");
+    assert!(one(&unsynced), "SQLite does not sync it, and begins no other segment");
+    assert!(!one(&with_super_journal(&unsynced, size(1024), "/a/b-mj0123459AB")));
+    // The first segment, and what an earlier journal left.
+    let header = journal::Header::parse(&several).expect("a header");
+    let end = 512 + header.records.expect("counted") as usize * 1032;
+    assert!(one(&several[..end]));
+    assert!(one(&[&several[..end], &[7; 5000]].concat()));
+    assert!(!one(&[0; 512]) && !one(&[]));
+}
+
+#[test]
 fn a_super_journal_that_is_gone_means_committed_to_sqlite_too() {
     let dir = tempfile::tempdir().expect("a directory");
     let (database, journal) = crash(dir.path(), 4096, "delete", "full");

@@ -217,7 +217,7 @@ unsafe extern "C" fn shm_map(
     }
     if !open.shm {
         let What::File(database, _) = &open.what else { return ffi::SQLITE_IOERR_SHMOPEN };
-        let how = litefs::db::OpenHow { write: true, create: true, exclusive: false, mode: 0o644 };
+        let how = litefs::db::OpenHow { write: true, create: true, mode: 0o644, ..Default::default() };
         let name = format!("{}{}", database.name(), FileKind::Shm.suffix());
         let world = open.process.world();
         if database.open(FileKind::Shm, how).is_err()

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use litefs::db::FileKind;
 use litefs::words::DbName;
+use rusqlite::Connection;
 
 use super::check::{Chains, at_rest};
 use super::disk::Disk;
@@ -78,6 +79,11 @@ fn power_goes(disk: &Disk, step: &str, trial: &Trial) {
 }
 
 fn run(setup: Setup, promise: Promise, seed: u64) {
+    run_with(setup, promise, seed, |_, _| {});
+}
+
+/// `before` is called before each transaction.
+fn run_with(setup: Setup, promise: Promise, seed: u64, before: impl Fn(&Connection, u64)) {
     let seed = seed + seed_offset();
     println!("{setup:?}, seed {seed}");
     let dir = scratch();
@@ -97,6 +103,7 @@ fn run(setup: Setup, promise: Promise, seed: u64) {
     setup.apply(&connection).expect("set up");
     let mut random = Random(seed);
     for n in 1..=5 {
+        before(&connection, n);
         transaction(&connection, n, &mut random).expect("committed");
         trial.acknowledged.store(n, Ordering::Release);
         match n {
@@ -118,6 +125,38 @@ fn a_loss_of_power_takes_no_more_from_a_rollback_database_than_sqlite_allows() {
     run(Setup::new("DELETE", "EXTRA"), Promise::All, 3);
     run(Setup::new("DELETE", "FULL"), Promise::AllButOne, 4);
     run(Setup::new("DELETE", "NORMAL"), Promise::AllButOne, 5);
+    run(Setup::new("TRUNCATE", "NORMAL"), Promise::AllButOne, 6);
+    run(Setup::new("PERSIST", "NORMAL"), Promise::AllButOne, 7);
+}
+
+#[test]
+fn where_only_some_transactions_are_fsynced_the_chain_is_the_database() {
+    for (seed, mode) in ["DELETE", "TRUNCATE", "PERSIST"].into_iter().enumerate() {
+        run_with(Setup::new(mode, "FULL"), Promise::Nothing, 50 + seed as u64, |connection, n| {
+            let synchronous = ["FULL", "OFF", "NORMAL"][n as usize % 3];
+            connection.pragma_update(None, "synchronous", synchronous).expect("set");
+        });
+    }
+}
+
+/// The header of the transaction before, and of what it covers some sectors each: with these
+/// seeds such a journal was played back.
+#[test]
+fn a_journal_that_the_next_transaction_began_to_overwrite_is_not_played_back() {
+    for seed in [5004, 6004, 14004, 22004] {
+        run(Setup::new("DELETE", "FULL"), Promise::AllButOne, seed);
+    }
+    for seed in [3005, 8005, 15005] {
+        run(Setup::new("DELETE", "NORMAL"), Promise::AllButOne, seed);
+    }
+}
+
+/// The header states pages that are not there: with these seeds what differed was not taken over.
+#[test]
+fn without_any_fsync_what_is_left_of_a_shortened_file_is_taken_over() {
+    for (mode, seed) in [("TRUNCATE", 2041), ("DELETE", 3040), ("TRUNCATE", 6041), ("PERSIST", 7042)] {
+        run(Setup::new(mode, "OFF"), Promise::Nothing, seed);
+    }
 }
 
 #[test]

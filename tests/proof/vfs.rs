@@ -22,7 +22,7 @@ use super::world::Process;
 pub(crate) struct Open {
     pub process: Arc<Process>,
     pub what: What,
-    pub file: File,
+    pub file: Arc<File>,
     /// Created by this open: its name is made durable by its first sync.
     pub fresh: bool,
     pub wrote: bool,
@@ -183,6 +183,7 @@ fn open_file(
         write: flags & ffi::SQLITE_OPEN_READWRITE != 0,
         create: create && fresh,
         exclusive: flags & ffi::SQLITE_OPEN_EXCLUSIVE != 0,
+        truncate: false,
         mode: 0o644,
     };
     let file = database.open(kind, how).map_err(cannot)?;
@@ -220,7 +221,7 @@ fn open_real(path: ffi::sqlite3_filename, flags: c_int) -> Result<Vec<u64>, c_in
 
 fn open_super(process: &Arc<Process>, path: PathBuf) -> Result<Open, c_int> {
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = file.map_err(|_| ffi::SQLITE_CANTOPEN)?;
+    let file = file.map(Arc::new).map_err(|_| ffi::SQLITE_CANTOPEN)?;
     process.world().names_changed(&path);
     Ok(Open {
         process: Arc::clone(process),
