@@ -20,6 +20,14 @@ const ASK_AGAIN: u32 = 1024;
 /// Requests of one thread in so short a time each are a burst.
 const BURST: Duration = Duration::from_micros(500);
 
+/// In so short a time each they wait for no disk, and for nobody who has the CPU. So many
+/// are looked at together.
+const SWIFT: Duration = Duration::from_micros(100);
+const LAP: u32 = 256;
+
+/// Who gave way and was kept waiting gives way again after so many laps.
+const PATIENCE: u32 = 16;
+
 thread_local! {
     static RAISED: Cell<bool> = const { Cell::new(false) };
     static FOLLOWED: RefCell<Followed> = const { RefCell::new(Followed::NOBODY) };
@@ -33,17 +41,19 @@ pub(super) fn raise_priority() {
     if RAISED.replace(true) {
         return;
     }
-    let first = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the call reads `first`, which lives until it returns; 0 is the calling
-    // thread.
-    let done = unsafe {
-        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const first)
-    };
-    if done < 0 {
+    if !schedule(libc::SCHED_FIFO, 1) {
         // Linux takes 0 for the calling thread, not the process. Not allowed without
         // CAP_SYS_NICE either, and good enough without.
         let _ = rustix::process::setpriority_process(None, -20);
     }
+}
+
+/// Sets how the calling thread is scheduled; false if that is not allowed.
+fn schedule(policy: libc::c_int, priority: libc::c_int) -> bool {
+    let priority = libc::sched_param { sched_priority: priority };
+    // SAFETY: the call reads `priority`, which lives until it returns; 0 is the calling
+    // thread.
+    unsafe { libc::sched_setscheduler(0, policy | libc::SCHED_RESET_ON_FORK, &raw const priority) == 0 }
 }
 
 /// Notes that the calling thread, a request loop, has a request of thread `tid`: where
@@ -85,33 +95,76 @@ struct Followed {
     cpu: Option<usize>,
     /// When the last FOLLOW_AFTER requests began.
     since: Option<Instant>,
+    /// When the last lap began.
+    lap: Option<Instant>,
+    gives_way: bool,
+    /// So many laps it does not give way.
+    patience: u32,
     awake: Awake,
 }
 
 impl Followed {
-    const NOBODY: Followed =
-        Followed { tid: 0, requests: 0, free: None, cpu: None, since: None, awake: Awake::ASLEEP };
+    const NOBODY: Followed = Followed {
+        tid: 0,
+        requests: 0,
+        free: None,
+        cpu: None,
+        since: None,
+        lap: None,
+        gives_way: false,
+        patience: 0,
+        awake: Awake::ASLEEP,
+    };
 
     fn note(&mut self, tid: u32) {
         if tid != self.tid {
             self.let_go();
-            (self.tid, self.requests, self.since) = (tid, 0, None);
+            (self.tid, self.requests, self.since, self.lap) = (tid, 0, None, None);
             return;
         }
         self.awake.beat();
-        // From ASK_AGAIN back to FOLLOW_AFTER.
         self.requests += 1;
         if self.requests == FOLLOW_AFTER || self.requests == ASK_AGAIN {
-            self.requests = FOLLOW_AFTER;
             self.go_to(cpu_of(tid));
         }
-        if self.requests.is_multiple_of(FOLLOW_AFTER) {
-            let now = Instant::now();
-            let fast = self.since.replace(now).is_some_and(|since| now - since < BURST * FOLLOW_AFTER);
-            if let (true, Some(cpu), Some(free)) = (fast, self.cpu, &self.free) {
-                self.awake.keep(cpu, free);
-            }
+        if self.requests.is_multiple_of(FOLLOW_AFTER)
+            && within(&mut self.since, BURST * FOLLOW_AFTER)
+            && let (Some(cpu), Some(free)) = (self.cpu, &self.free)
+        {
+            self.awake.keep(cpu, free);
         }
+        if self.requests.is_multiple_of(LAP) {
+            let swift = within(&mut self.lap, SWIFT * LAP);
+            self.judge(swift && self.cpu.is_some());
+        }
+        if self.requests == ASK_AGAIN {
+            self.requests = LAP;
+        }
+    }
+
+    /// After a lap.
+    fn judge(&mut self, swift: bool) {
+        if self.gives_way && !swift {
+            self.patience = PATIENCE;
+        } else {
+            self.patience = self.patience.saturating_sub(1);
+        }
+        self.give_way(swift && self.patience == 0);
+    }
+
+    /// Whether the calling thread lets its client go on until that waits for it
+    /// (SCHED_BATCH): a RELEASE or FORGET, for which nobody waits, is then done with the
+    /// request that follows, where SCHED_FIFO would interrupt the client for each.
+    fn give_way(&mut self, yes: bool) {
+        if std::mem::replace(&mut self.gives_way, yes) == yes {
+            return;
+        }
+        // Back to what was allowed before.
+        let _ = if yes {
+            schedule(libc::SCHED_BATCH, 0)
+        } else {
+            schedule(libc::SCHED_FIFO, 1) || schedule(libc::SCHED_OTHER, 0)
+        };
     }
 
     fn go_to(&mut self, cpu: Option<usize>) {
@@ -131,11 +184,18 @@ impl Followed {
     }
 
     fn let_go(&mut self) {
+        self.give_way(false);
         if let Some(free) = self.free.take() {
             self.cpu = None;
             let _ = sched_setaffinity(None::<Pid>, &free);
         }
     }
+}
+
+/// Whether so much time or less has gone by since `then`, which becomes now.
+fn within(then: &mut Option<Instant>, time: Duration) -> bool {
+    let now = Instant::now();
+    then.replace(now).is_some_and(|then| now - then < time)
 }
 
 /// The CPU on which a thread ran last: proc_pid_stat(5), field 39.
@@ -164,6 +224,32 @@ mod tests {
         let line = format!("7 (a) b) 1 2) {}", rest.join(" "));
         assert_eq!(processor(line.as_bytes()), Some(39));
         assert_eq!(processor(b"7 (a) R 1"), None);
+    }
+
+    fn policy() -> libc::c_int {
+        // SAFETY: the call takes no pointers; 0 is the calling thread.
+        unsafe { libc::sched_getscheduler(0) & !libc::SCHED_RESET_ON_FORK }
+    }
+
+    #[test]
+    fn a_loop_gives_way_while_requests_are_swift_and_is_patient_after_it_was_kept_waiting() {
+        std::thread::spawn(|| {
+            let mut followed = Followed::NOBODY;
+            followed.judge(true);
+            assert_eq!(policy(), libc::SCHED_BATCH);
+            followed.judge(false);
+            assert_ne!(policy(), libc::SCHED_BATCH);
+            for _ in 1..PATIENCE {
+                followed.judge(true);
+                assert!(!followed.gives_way);
+            }
+            followed.judge(true);
+            assert_eq!(policy(), libc::SCHED_BATCH);
+            followed.let_go();
+            assert_ne!(policy(), libc::SCHED_BATCH, "others are there");
+        })
+        .join()
+        .expect("no panic");
     }
 
     #[test]
