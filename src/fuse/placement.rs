@@ -20,10 +20,12 @@ const ASK_AGAIN: u32 = 1024;
 /// Requests of one thread in so short a time each are a burst.
 const BURST: Duration = Duration::from_micros(500);
 
-/// In so short a time each they wait for no disk, and for nobody who has the CPU. So many
-/// are looked at together.
+/// In so short a time each they wait for no disk. So many are looked at together.
 const SWIFT: Duration = Duration::from_micros(100);
 const LAP: u32 = 256;
+
+/// Who waited for the CPU so long for each of them waited for others than its client.
+const KEPT_WAITING: Duration = Duration::from_micros(20);
 
 /// Who gave way and was kept waiting gives way again after so many laps.
 const PATIENCE: u32 = 16;
@@ -98,6 +100,8 @@ struct Followed {
     /// When the last lap began.
     lap: Option<Instant>,
     gives_way: bool,
+    /// How long the thread had waited for a CPU when the last lap began.
+    waited: Option<Duration>,
     /// So many laps it does not give way.
     patience: u32,
     awake: Awake,
@@ -112,6 +116,7 @@ impl Followed {
         since: None,
         lap: None,
         gives_way: false,
+        waited: None,
         patience: 0,
         awake: Awake::ASLEEP,
     };
@@ -134,12 +139,21 @@ impl Followed {
             self.awake.keep(cpu, free);
         }
         if self.requests.is_multiple_of(LAP) {
-            let swift = within(&mut self.lap, SWIFT * LAP);
-            self.judge(swift && self.cpu.is_some());
+            let swift = within(&mut self.lap, SWIFT * LAP) && self.cpu.is_some();
+            // Taken whatever else is so: it counts from lap to lap.
+            let waited = self.waited_for_cpu();
+            self.judge(swift && waited < KEPT_WAITING * LAP);
         }
         if self.requests == ASK_AGAIN {
             self.requests = LAP;
         }
+    }
+
+    /// How long the calling thread was ready to run since the last call and had no CPU.
+    fn waited_for_cpu(&mut self) -> Duration {
+        let now = run_delay();
+        let before = std::mem::replace(&mut self.waited, now);
+        now.zip(before).map_or(Duration::ZERO, |(now, before)| now.saturating_sub(before))
     }
 
     /// After a lap.
@@ -198,6 +212,15 @@ fn within(then: &mut Option<Instant>, time: Duration) -> bool {
     then.replace(now).is_some_and(|then| now - then < time)
 }
 
+/// How long the calling thread has been ready to run and had no CPU: the second field of
+/// /proc/thread-self/schedstat (sched-stats.rst of the kernel); `None` where there is none.
+fn run_delay() -> Option<Duration> {
+    let mut bytes = [0; 64];
+    let len = File::open("/proc/thread-self/schedstat").ok()?.read_at(&mut bytes, 0).ok()?;
+    let text = std::str::from_utf8(bytes.get(..len)?).ok()?;
+    text.split_ascii_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
+}
+
 /// The CPU on which a thread ran last: proc_pid_stat(5), field 39.
 fn cpu_of(tid: u32) -> Option<usize> {
     let mut path = String::with_capacity(32);
@@ -229,6 +252,11 @@ mod tests {
     fn policy() -> libc::c_int {
         // SAFETY: the call takes no pointers; 0 is the calling thread.
         unsafe { libc::sched_getscheduler(0) & !libc::SCHED_RESET_ON_FORK }
+    }
+
+    #[test]
+    fn the_time_without_a_cpu_is_read_where_the_kernel_counts_it() {
+        assert_eq!(run_delay().is_some(), std::path::Path::new("/proc/thread-self/schedstat").exists());
     }
 
     #[test]
