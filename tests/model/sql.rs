@@ -54,6 +54,10 @@ impl Group {
         Group { sql, content: false, serial: None, both: false }
     }
 
+    fn enters_wal(&self) -> bool {
+        self.sql.iter().any(|sql| sql == "PRAGMA journal_mode=wal")
+    }
+
     fn content(sql: Vec<String>) -> Group {
         Group { sql, content: true, serial: None, both: false }
     }
@@ -104,6 +108,11 @@ impl Author<'_> {
             self.group(&mut script);
         }
         if self.allowed.exclusive {
+            // Where WAL mode was first entered in EXCLUSIVE it has to be left before NORMAL
+            // (sqlite.org/pragma.html#pragma_locking_mode); on a plain file, too.
+            if script.iter().any(Group::enters_wal) {
+                script.push(Group::pragma("PRAGMA journal_mode=delete".to_owned()));
+            }
             script.push(Group::pragma("PRAGMA locking_mode=NORMAL".to_owned()));
             script.push(Group::pragma("SELECT count(*) FROM sqlite_schema".to_owned()));
         }
