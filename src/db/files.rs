@@ -10,7 +10,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::change::{Builder, Facts};
 use super::database::{State, read_at_most};
-use super::kept::is_linked;
+use super::recover::remove_if_there;
 use super::{Captured, Database, DbError, FileKind, OpenHow, WalIndex};
 use crate::sqlite::wal::WalHeader;
 use crate::sqlite::wal_index;
@@ -36,8 +36,8 @@ impl Database {
             // A transaction whose journal ended unseen comes before the first of the WAL.
             self.settle_rollback(&mut state)?;
         }
-        let kept = if retired { state.kept.take() } else { None };
-        let file = match kept.filter(|file| how.write && is_linked(file)) {
+        let kept = if retired && how.write { state.kept.take() } else { None };
+        let file = match kept {
             Some(kept) => kept,
             None => {
                 let file = OpenOptions::new()
@@ -409,7 +409,10 @@ impl Database {
         state.prepared = None;
         state.wal = None;
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))?;
-        self.forget_kept_journal(state)?;
+        if self.forget_kept_journal(state) {
+            let journal = self.path(FileKind::Journal);
+            remove_if_there(&journal).map_err(DbError::io("remove", journal))?;
+        }
         self.shared.log.sync()?;
         fs::remove_file(&path).map_err(DbError::io("remove", path))
     }

@@ -225,7 +225,7 @@ impl Incoming<'_> {
         for kind in [FileKind::Journal, FileKind::Wal, FileKind::Shm] {
             remove_if_there(&database.path(kind)).map_err(DbError::io("remove", database.path(kind)))?;
         }
-        database.forget_kept_journal(&mut state)?;
+        database.forget_kept_journal(&mut state);
         let target = database.path(FileKind::Database);
         fs::rename(&self.file_path, &target).map_err(DbError::io("rename", target))?;
         fs::rename(&self.sums_path, database.paths.sums())

@@ -15,39 +15,26 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::database::State;
-use super::recover::remove_if_there;
 use super::{Database, DbError, FileKind};
 use crate::sqlite::{ReadAt, journal};
 
 /// How long a kept file is whose content is not: too short to say anything. Not empty:
 /// ext4 writes a file that was cut to nothing to the disk when it is next closed
 /// (auto_da_alloc), and the next cut waits for that.
-const EMPTY: u64 = 1;
+pub const KEPT_EMPTY: u64 = 1;
 
 /// What a kept file with content begins with: the header as PERSIST zeroes it, and a mark
 /// in the rest of its sector, which SQLite's next header overwrites.
-const HEAD: [u8; journal::HEADER_LEN + 8] = {
-    let (mut head, mark) = ([0; journal::HEADER_LEN + 8], *b"ltfskept");
-    let mut at = 0;
-    while at < mark.len() {
-        head[journal::HEADER_LEN + at] = mark[at];
-        at += 1;
-    }
-    head
-};
+const HEAD: [u8; journal::HEADER_LEN + 8] =
+    *b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0ltfskept";
 
 /// Of longer journals the content is not kept.
 const MOST: u64 = 128 << 10;
 
-/// Whether the file has a name yet.
-pub(super) fn is_linked(file: &File) -> bool {
-    file.metadata().is_ok_and(|file| file.nlink() > 0)
-}
-
 /// Whether a journal of `len` bytes is one that was kept, which says nothing.
 pub(super) fn is_kept(journal: &File, len: u64) -> io::Result<bool> {
     let mut head = [0; HEAD.len()];
-    Ok(len <= EMPTY || (journal.read_upto(&mut head, 0)? == head.len() && head == HEAD))
+    Ok(len <= KEPT_EMPTY || (journal.read_upto(&mut head, 0)? == head.len() && head == HEAD))
 }
 
 impl Database {
@@ -63,11 +50,13 @@ impl Database {
 
     /// Whether a file is kept that becomes this one when applications make it.
     pub fn has_kept(&self, kind: FileKind) -> bool {
-        self.is_retired(kind)
-            && match &self.lock().kept {
-                Some(file) => is_linked(file),
-                None => self.path(kind).exists(),
-            }
+        if !self.is_retired(kind) {
+            return false;
+        }
+        let mut state = self.lock();
+        // Somebody may have removed it below the data directory.
+        state.kept.take_if(|file| !file.metadata().is_ok_and(|file| file.nlink() > 0));
+        state.kept.is_some() || self.path(kind).exists()
     }
 
     /// Unlinks the journal as far as applications can see: the commit. Only where nobody
@@ -89,7 +78,7 @@ impl Database {
         if self.keeps_content(&journal).map_err(DbError::io("read", &path))? {
             journal.write_all_at(&HEAD, 0).map_err(DbError::io("write", &path))?;
         } else {
-            journal.set_len(EMPTY).map_err(DbError::io("truncate", &path))?;
+            journal.set_len(KEPT_EMPTY).map_err(DbError::io("truncate", &path))?;
         }
         state.kept = Some(journal);
         self.retired.store(true, Ordering::Release);
@@ -104,35 +93,18 @@ impl Database {
         Ok(len <= MOST && self.writable() && !self.is_halted() && journal::is_one_segment(journal, len)?)
     }
 
-    /// At the start: applications need not find a journal that was kept.
-    pub(super) fn retire_kept_journal(&self) -> Result<(), DbError> {
-        let path = self.path(FileKind::Journal);
-        let kept = match File::open(&path) {
-            Ok(file) => file.metadata().and_then(|found| is_kept(&file, found.len())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        };
-        self.retired.store(kept.map_err(DbError::io("read", path))?, Ordering::Release);
-        Ok(())
-    }
-
-    /// A kept journal goes with its database.
-    pub(super) fn forget_kept_journal(&self, state: &mut State) -> Result<(), DbError> {
+    /// The journal that was kept goes, or has gone; true if there was one.
+    pub(super) fn forget_kept_journal(&self, state: &mut State) -> bool {
         state.kept = None;
-        if self.retired.swap(false, Ordering::AcqRel) {
-            let path = self.path(FileKind::Journal);
-            remove_if_there(&path).map_err(DbError::io("remove", path))?;
-        }
-        Ok(())
+        self.retired.swap(false, Ordering::AcqRel)
     }
 
     /// Whether a journal or WAL with content lies beside the database.
     pub(super) fn has_sidecar(&self) -> bool {
         let len = |kind| fs::metadata(self.path(kind)).map_or(0, |file| file.len());
-        len(FileKind::Wal) > EMPTY
-            || File::open(self.path(FileKind::Journal))
-                .and_then(|file| is_kept(&file, file.metadata()?.len()))
-                .is_ok_and(|kept| !kept)
+        [FileKind::Journal, FileKind::Wal]
+            .into_iter()
+            .any(|kind| !self.is_retired(kind) && len(kind) > KEPT_EMPTY)
     }
 }
 

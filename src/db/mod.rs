@@ -36,6 +36,7 @@ pub use error::DbError;
 pub use halt::Forward;
 pub use image::Image;
 pub use install::{Applying, Goal, Incoming, Parked};
+pub use kept::KEPT_EMPTY;
 pub use log::{
     Batch, ChangeLog, ChangeMeta, Kind, LogError, LogOptions, LogReader, Place, Scanned, ScannedChange,
     SpillWriter, StoredChange, WalEnd,

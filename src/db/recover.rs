@@ -114,7 +114,6 @@ impl Database {
             readable: Mutex::new(Pos::ZERO),
         };
         database.recover_files(&saved, tail, since, super_journal)?;
-        database.retire_kept_journal()?;
         database.show(database.pos());
         Ok(database)
     }

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 
 use super::database::State;
 use super::kept::is_kept;
@@ -50,37 +51,38 @@ impl Database {
         let len = file.metadata().map_err(read())?.len();
         let Some(head) = journal::Header::read(&file).map_err(read())? else {
             let kept = is_kept(&file, len).map_err(read())?;
+            // Applications find none.
+            self.retired.store(kept, Ordering::Release);
             return Ok(if kept { LeftJournal::None } else { LeftJournal::Ended });
         };
         let mut nonces = tail.committed.iter().map(|change| change.meta.journal).chain([saved]);
         let committed = head.nonce != 0 && nonces.any(|nonce| nonce == head.nonce);
         let named = journal::super_journal(&file, len).map_err(read())?;
         let superseded = named.as_ref().is_some_and(|name| !super_journal(name));
-        let mut left = LeftJournal::Ended;
-        if !committed && !superseded {
-            // Of a transaction over several databases none may decide for itself.
-            let known = explained && named.is_none() && !state.whole && state.page_size == head.page_size;
-            let prepared = tail.prepared.as_ref().filter(|prepared| prepared.meta.pre == state.pos);
-            left = match prepared {
-                Some(own) if known && own.meta.journal == head.nonce => {
-                    if self.takes_back(state, &file, len, own)? {
-                        self.play_back(state, &file, len, head.page_size)?;
-                        LeftJournal::RolledBack(head.nonce)
-                    } else {
-                        // The next transaction had begun to overwrite it.
-                        LeftJournal::Ended
-                    }
-                }
-                before if known && !state.unsynced => {
-                    self.play_back_explained(state, &file, len, before)?;
-                    LeftJournal::RolledBack(head.nonce)
-                }
-                _ => {
-                    self.play_back(state, &file, len, head.page_size)?;
-                    LeftJournal::RolledBack(head.nonce)
-                }
-            };
-        }
+        // Of a transaction over several databases none may decide for itself.
+        let explained = explained && named.is_none() && !state.whole && state.page_size == head.page_size;
+        let prepared = tail.prepared.as_ref().filter(|prepared| prepared.meta.pre == state.pos);
+        let (own, before) = match prepared {
+            Some(own) if own.meta.journal == head.nonce => (Some(own), None),
+            before => (None, before),
+        };
+        // With synchronous=OFF the log explains the database as of a transaction's fsync only.
+        let explained = explained && (own.is_some() || !state.unsynced);
+        let left = if committed || superseded {
+            LeftJournal::Ended
+        } else if let (true, Some(own)) = (explained, own)
+            && !self.takes_back(state, &file, len, own)?
+        {
+            // The next transaction had begun to overwrite it.
+            LeftJournal::Ended
+        } else {
+            if explained {
+                self.play_back_explained(state, &file, len, before)?;
+            } else {
+                self.play_back(state, &file, len, head.page_size)?;
+            }
+            LeftJournal::RolledBack(head.nonce)
+        };
         self.shared.faults.pass("recover.journal").map_err(DbError::io("remove", &path))?;
         fs::remove_file(&path).map_err(DbError::io("remove", &path))?;
         sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
@@ -126,30 +128,18 @@ impl Database {
         len: u64,
         before: Option<&ScannedChange>,
     ) -> Result<(), DbError> {
-        let path = self.path(FileKind::Database);
-        let Some(size) = state.page_size else { return Ok(()) };
-        let database = self.database_file(state)?;
-        let Some(mut playback) = self.playback(file, len, size)? else { return Ok(()) };
-        let read = || DbError::io("read", self.path(FileKind::Journal));
         let newer: HashMap<Pgno, PageSum> =
             before.map(|change| change.pages.iter().copied().collect()).unwrap_or_default();
-        let mut page = Vec::new();
-        while let Some(record) = playback.next_record(&mut page).map_err(read())? {
-            let sum = match newer.get(&record.pgno) {
+        let pages = before.map_or(state.pages, |change| change.meta.commit);
+        let is_captured = |state: &State, pgno: Pgno, page: &[u8]| {
+            let sum = match newer.get(&pgno) {
                 Some(sum) => Some(*sum),
-                None => state.sums.get(record.pgno).map_err(DbError::io("read", self.paths.sums()))?,
+                None => state.sums.get(pgno).map_err(DbError::io("read", self.paths.sums()))?,
             };
-            if sum == Some(PageSum::of(record.pgno, &page)) {
-                let written = database.write_all_at(&page, size.offset_of(record.pgno));
-                written.map_err(DbError::io("write", &path))?;
-            }
-            state.dirty.insert(record.pgno).map_err(DbError::io("write", self.paths.dirty()))?;
-        }
-        if playback.pages() == before.map_or(state.pages, |change| change.meta.commit) {
-            let original = u64::from(playback.pages()) * u64::from(size.get());
-            database.set_len(original).map_err(DbError::io("truncate", &path))?;
-        }
-        database.sync_data().map_err(DbError::io("sync", &path))
+            Ok(sum == Some(PageSum::of(pgno, page)))
+        };
+        let Some(size) = state.page_size else { return Ok(()) };
+        self.write_back(state, file, len, size, |stated| stated == pages, is_captured)
     }
 
     /// Plays back all that SQLite would.
@@ -160,21 +150,40 @@ impl Database {
         len: u64,
         stated: Option<PageSize>,
     ) -> Result<(), DbError> {
-        let path = self.path(FileKind::Database);
         let Some(size) = stated.or(state.page_size) else { return Ok(()) };
+        self.write_back(state, file, len, size, |_| true, |_, _, _| Ok(true))
+    }
+
+    /// Writes back the pages for which `wanted` says so; all in the journal are dirty then.
+    /// The file gets the size in pages that the journal states, if it is `sized` so.
+    fn write_back(
+        &self,
+        state: &mut State,
+        file: &File,
+        len: u64,
+        size: PageSize,
+        sized: impl Fn(u32) -> bool,
+        wanted: impl Fn(&State, Pgno, &[u8]) -> Result<bool, DbError>,
+    ) -> Result<(), DbError> {
+        let path = self.path(FileKind::Database);
         let database = self.database_file(state)?;
         let Some(mut playback) = self.playback(file, len, size)? else { return Ok(()) };
         let size = playback.page_size();
         let read = || DbError::io("read", self.path(FileKind::Journal));
         let mut page = Vec::new();
         while let Some(record) = playback.next_record(&mut page).map_err(read())? {
-            database.write_all_at(&page, size.offset_of(record.pgno)).map_err(DbError::io("write", &path))?;
+            if wanted(state, record.pgno, &page)? {
+                let written = database.write_all_at(&page, size.offset_of(record.pgno));
+                written.map_err(DbError::io("write", &path))?;
+            }
             if state.page_size == Some(size) {
                 state.dirty.insert(record.pgno).map_err(DbError::io("write", self.paths.dirty()))?;
             }
         }
-        let original = u64::from(playback.pages()) * u64::from(size.get());
-        database.set_len(original).map_err(DbError::io("truncate", &path))?;
+        if sized(playback.pages()) {
+            let original = u64::from(playback.pages()) * u64::from(size.get());
+            database.set_len(original).map_err(DbError::io("truncate", &path))?;
+        }
         database.sync_data().map_err(DbError::io("sync", &path))
     }
 }

@@ -16,8 +16,7 @@ use super::opening::{How, Opened, Register};
 use super::permissions::{Caller, EXECUTE, WRITE};
 use super::tree::{Found, Tree};
 use super::{attributes, errno};
-use crate::db::{FileKind, OpenHow};
-use crate::sqlite::journal::HEADER_LEN;
+use crate::db::{FileKind, KEPT_EMPTY, OpenHow};
 
 /// What SETATTR changes.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +108,7 @@ impl Tree {
         }
         let node = self.inodes.intern(&path, what);
         let mut attr = attributes::of(node.ino, &metadata);
-        if kept && attr.size < HEADER_LEN as u64 {
+        if kept && attr.size <= KEPT_EMPTY {
             // One whose content was not kept has a byte, which is about to be written over.
             (attr.size, attr.blocks) = (0, 0);
         }
@@ -146,35 +145,33 @@ impl Tree {
 
     /// Makes a backing file, of the mode and owner that were asked for.
     fn make(&self, path: &str, how: OpenHow, owner: Owner) -> Result<(What, Arc<File>, Metadata), Errno> {
-        let (what, file, backing) = if let Some(backing) = self.store.super_journal(path) {
+        let of_io = |error| errno::of_io(&error);
+        if let Some(backing) = self.store.super_journal(path) {
             let mut options = File::options();
             let file = options.read(true).write(true).create_new(true).mode(how.mode).open(&backing);
-            let file = file.map_err(|error| errno::of_io(&error))?;
-            (What::SuperJournal(backing.clone()), Arc::new(file), backing)
-        } else {
-            // On a replica it is about to be refused, but may be what a node that rests waits for.
-            self.store.wanted();
-            match names::parse(path) {
-                Some(Name::File(name, FileKind::Database)) => {
-                    let db =
-                        self.store.create(&name, how.mode, owner.uid, owner.gid).map_err(errno::report)?;
-                    let how = OpenHow { write: true, ..OpenHow::default() };
-                    let file = db.open(FileKind::Database, how).map_err(errno::report)?;
-                    let metadata = file.metadata().map_err(|error| errno::of_io(&error))?;
-                    return Ok((What::File(db, FileKind::Database), file, metadata));
-                }
-                Some(Name::File(name, kind)) => {
-                    let db = self.store.database(&name).ok_or(Errno::ENOENT)?;
-                    let file = db.open(kind, how).map_err(errno::report)?;
-                    let backing = db.path(kind);
-                    (What::File(db, kind), file, backing)
-                }
-                Some(Name::Pos(_) | Name::Lock(_) | Name::Primary | Name::Lag) => return Err(Errno::EACCES),
-                None => return Err(Errno::EINVAL),
+            let file = file.map_err(of_io)?;
+            let metadata = settle(&file, &backing, how.mode, owner).map_err(of_io)?;
+            return Ok((What::SuperJournal(backing), Arc::new(file), metadata));
+        }
+        // On a replica it is about to be refused, but may be what a node that rests waits for.
+        self.store.wanted();
+        match names::parse(path) {
+            Some(Name::File(name, FileKind::Database)) => {
+                let db = self.store.create(&name, how.mode, owner.uid, owner.gid).map_err(errno::report)?;
+                let how = OpenHow { write: true, ..OpenHow::default() };
+                let file = db.open(FileKind::Database, how).map_err(errno::report)?;
+                let metadata = file.metadata().map_err(of_io)?;
+                Ok((What::File(db, FileKind::Database), file, metadata))
             }
-        };
-        let metadata = settle(&file, &backing, how.mode, owner).map_err(|error| errno::of_io(&error))?;
-        Ok((what, file, metadata))
+            Some(Name::File(name, kind)) => {
+                let db = self.store.database(&name).ok_or(Errno::ENOENT)?;
+                let file = db.open(kind, how).map_err(errno::report)?;
+                let metadata = settle(&file, &db.path(kind), how.mode, owner).map_err(of_io)?;
+                Ok((What::File(db, kind), file, metadata))
+            }
+            Some(Name::Pos(_) | Name::Lock(_) | Name::Primary | Name::Lag) => Err(Errno::EACCES),
+            None => Err(Errno::EINVAL),
+        }
     }
 
     /// The group of a new file: the directory's if its set-group-id bit says so.
