@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::recover::remove_if_there;
 use super::saved::sync_dir;
 use super::waiting::Waiting;
 use super::{Committed, Database, DbError, Done};
@@ -100,9 +99,7 @@ impl Database {
         if !self.halt.marked.load(Ordering::Acquire) {
             return Ok(());
         }
-        let path = self.paths.halted();
-        remove_if_there(&path).map_err(DbError::io("remove", path))?;
-        sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
+        self.remove_marks(&[self.paths.halted()])?;
         self.halt.marked.store(false, Ordering::Release);
         Ok(())
     }

@@ -69,6 +69,7 @@ impl Database {
     /// Begins to write the pages that changed since the position.
     pub fn apply(&self, goal: Goal) -> Result<Applying<'_>, DbError> {
         let mut state = self.lock();
+        self.sync_journal()?;
         let file = if goal.pages > 0 && !state.exists {
             fs::create_dir_all(self.paths.dir()).map_err(DbError::io("create", self.paths.dir()))?;
             let path = self.path(FileKind::Database);

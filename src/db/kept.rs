@@ -99,6 +99,18 @@ impl Database {
         self.retired.swap(false, Ordering::AcqRel)
     }
 
+    /// Makes durable that the last transaction's journal is void, before anything but an
+    /// application changes the database: of what comes then no journal's nonce tells it
+    /// from one that is hot.
+    pub(super) fn sync_journal(&self) -> Result<(), DbError> {
+        let path = self.path(FileKind::Journal);
+        match File::open(&path) {
+            Ok(file) => file.sync_data().map_err(DbError::io("sync", path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(DbError::io("open", path)(source)),
+        }
+    }
+
     /// Whether a journal or WAL with content lies beside the database.
     pub(super) fn has_sidecar(&self) -> bool {
         let len = |kind| fs::metadata(self.path(kind)).map_or(0, |file| file.len());

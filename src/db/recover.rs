@@ -164,6 +164,8 @@ impl Database {
             self.recover_wal(state, wal)?;
         }
         self.shared.faults.pass("recover.captured").map_err(DbError::io("write", self.paths.dir()))?;
+        // What was captured from the WAL was durable there.
+        self.shared.log.sync()?;
         self.remove_wal()?;
         self.check_size(state, since)?;
         if since == Since::Reboot {
@@ -175,10 +177,7 @@ impl Database {
     }
 
     fn remove_applying(&self) -> Result<(), DbError> {
-        for path in [self.paths.halted(), self.paths.applying()] {
-            remove_if_there(&path).map_err(DbError::io("remove", path))?;
-        }
-        Ok(())
+        self.remove_marks(&[self.paths.halted(), self.paths.applying()])
     }
 
     /// A change set was prepared, and nothing in the log says what became of it.
@@ -408,9 +407,11 @@ impl Database {
     }
 }
 
-pub(super) fn remove_if_there(path: &Path) -> std::io::Result<()> {
+/// True if it was there.
+pub(super) fn remove_if_there(path: &Path) -> std::io::Result<bool> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }

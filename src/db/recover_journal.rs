@@ -99,9 +99,17 @@ impl Database {
     }
 
     /// Whether a journal is whole, has each page as the database had it at the position, and
-    /// has all that the transaction `own` changed. (That may have used free leaf pages, which
-    /// SQLite does not journal; it is as well committed then.)
-    fn takes_back(&self, state: &State, file: &File, len: u64, own: &ScannedChange) -> Result<bool, DbError> {
+    /// with it nothing is lost that the transaction `own` changed: of the pages that it drops
+    /// SQLite journals none, but cuts the file only after the commit (pager.c,
+    /// pager_end_transaction). (It may have used free leaf pages, which SQLite does not
+    /// journal either; it is as well committed then.)
+    fn takes_back(
+        &self,
+        state: &mut State,
+        file: &File,
+        len: u64,
+        own: &ScannedChange,
+    ) -> Result<bool, DbError> {
         let Some(size) = state.page_size else { return Ok(false) };
         let Some(mut playback) = self.playback(file, len, size)? else { return Ok(false) };
         let read = || DbError::io("read", self.path(FileKind::Journal));
@@ -113,10 +121,26 @@ impl Database {
             }
             found.insert(record.pgno);
         }
-        let mut changed = own.pages.iter().filter(|(pgno, _)| pgno.get() <= state.pages);
-        Ok(!playback.is_cut()
-            && playback.pages() == state.pages
-            && changed.all(|(pgno, _)| found.contains(pgno)))
+        if playback.is_cut() || playback.pages() != state.pages {
+            return Ok(false);
+        }
+        let kept = if own.meta.page_size == size { own.meta.commit } else { 0 };
+        let changed = own.pages.iter().map(|(pgno, _)| *pgno).filter(|pgno| pgno.get() <= kept);
+        let dropped = (kept.saturating_add(1)..=state.pages).filter_map(Pgno::new);
+        if !changed.filter(|pgno| pgno.get() <= state.pages).all(|pgno| found.contains(&pgno)) {
+            return Ok(false);
+        }
+        let database = self.database_file(state)?;
+        for pgno in dropped.filter(|pgno| !found.contains(pgno) && *pgno != size.lock_page()) {
+            page.resize(size.len(), 0);
+            Self::read_page(&database, size, pgno, &mut page)
+                .map_err(DbError::io("read", self.path(FileKind::Database)))?;
+            let sum = state.sums.get(pgno).map_err(DbError::io("read", self.paths.sums()))?;
+            if sum != Some(PageSum::of(pgno, &page)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Plays back what is as the database had it, after the transaction `before` if that

@@ -4,12 +4,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::database::State;
 use super::log::{Place, WalEnd};
+use super::recover::remove_if_there;
 use super::{Database, DbError, FileKind};
 use crate::words::{PageSize, Pos};
 
@@ -122,13 +123,25 @@ impl Database {
         Ok(())
     }
 
+    /// Removes mark files, durably: one that a loss of power brought back would have recovery
+    /// take what applications write from here on for something else.
+    pub(super) fn remove_marks(&self, marks: &[PathBuf]) -> Result<(), DbError> {
+        let mut removed = false;
+        for path in marks {
+            removed |= remove_if_there(path).map_err(DbError::io("remove", path))?;
+        }
+        match removed {
+            true => sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir())),
+            false => Ok(()),
+        }
+    }
+
     fn unmark_unsynced(&self, state: &mut State) -> Result<(), DbError> {
         // The pages of an open transaction are in the file, and not in the log.
         if !state.unsynced || !state.dirty.is_empty() || state.whole {
             return Ok(());
         }
-        let path = self.paths.unsynced();
-        super::recover::remove_if_there(&path).map_err(DbError::io("remove", path))?;
+        self.remove_marks(&[self.paths.unsynced()])?;
         state.unsynced = false;
         Ok(())
     }

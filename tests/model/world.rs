@@ -478,12 +478,14 @@ fn reply(worker: &Worker) -> Result<Result<(), Failure>, Gone> {
     })
 }
 
-/// Failures that SQLite gives on any file system: an SQL error (no such table), a
-/// lock that another connection has.
+/// Failures that SQLite gives on any file system: an SQL error (no such table; the schema,
+/// if others change it twice while the statement is prepared), a lock that another
+/// connection has.
 fn harmless(failure: &Failure) -> bool {
     const ERROR: i64 = 1;
     const LOCKED: i64 = 6;
-    matches!(failure.code, ERROR | SQLITE_BUSY | LOCKED)
+    const SCHEMA: i64 = 17;
+    matches!(failure.code, ERROR | SQLITE_BUSY | LOCKED | SCHEMA)
 }
 
 fn on_plain(db: &Connection, sql: &str) {

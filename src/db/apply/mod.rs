@@ -34,7 +34,6 @@ use std::time::{Duration, Instant};
 use super::change::{Builder, Change, Facts};
 use super::database::{State, old_sum};
 use super::log::WalEnd;
-use super::recover::remove_if_there;
 use super::saved::sync_dir;
 use super::{Committed, Database, DbError, Goal, Place};
 use crate::sqlite::header::JournalMode;
@@ -229,6 +228,9 @@ impl Database {
         if self.marked.load(Ordering::Acquire) {
             return Ok(());
         }
+        // What was committed before is in the log alone from here on, for recovery.
+        self.shared.log.sync()?;
+        self.sync_journal()?;
         let path = self.paths.applying();
         File::create(&path).map_err(DbError::io("create", &path))?;
         sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
@@ -254,8 +256,7 @@ impl Database {
 
 /// Nothing needs to be applied again.
 fn remove_mark(database: &Database) -> Result<(), DbError> {
-    let path = database.paths.applying();
-    remove_if_there(&path).map_err(DbError::io("remove", path))?;
+    database.remove_marks(&[database.paths.applying()])?;
     database.marked.store(false, Ordering::Release);
     Ok(())
 }

@@ -85,6 +85,11 @@ impl ChangeLog {
             .map_err(LogError::io("open", &path))?;
         file.set_len(len).map_err(LogError::io("cut the torn end of", &path))?;
         file.sync_all().map_err(LogError::io("sync", &path))?;
+        // A daemon that was killed may have left files before they were durable.
+        for left in scanned.files.keys().rev().skip(1).take(MOST_LEFT) {
+            let path = file_path(dir, *left);
+            File::open(&path).and_then(|file| file.sync_all()).map_err(LogError::io("sync", &path))?;
+        }
         sync_dir(dir)?;
         let mut files = scanned.files.clone();
         files.insert(number, len);
