@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::saved::sync_dir;
 use super::waiting::Waiting;
 use super::{Committed, Database, DbError, Done};
 use crate::words::Pos;
@@ -57,9 +56,11 @@ impl Database {
     pub fn begin_halt(&self, forward: Arc<dyn Forward>) -> Result<(), DbError> {
         let mut hold = self.hold();
         self.put_mark()?;
+        // What was applied is committed, not only prepared.
+        self.shared.log.sync()?;
         let path = self.paths.halted();
         File::create(&path).map_err(DbError::io("create", &path))?;
-        sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
+        self.sync_names()?;
         self.halt.marked.store(true, Ordering::Release);
         *self.forwarder() = Some(forward);
         self.halt.on.store(true, Ordering::Release);
@@ -99,6 +100,7 @@ impl Database {
         if !self.halt.marked.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.sync_journal()?;
         self.remove_marks(&[self.paths.halted()])?;
         self.halt.marked.store(false, Ordering::Release);
         Ok(())

@@ -403,6 +403,12 @@ impl Database {
                  as a transaction; run PRAGMA integrity_check"
             );
         }
+        if let Some(size) = state.page_size {
+            // What is missing of the last page was taken for zeros.
+            let path = self.path(FileKind::Database);
+            let whole = u64::from(state.pages) * u64::from(size.get());
+            self.database_file(state)?.set_len(whole).map_err(DbError::io("truncate", path))?;
+        }
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))
     }
 }

@@ -103,9 +103,7 @@ impl Database {
         let (journal, log_from, incomplete) = (state.last_nonce, state.log_from, state.incomplete);
         Saved { pos, page_size, pages, wal, journal, log_from, incomplete }.write(&self.paths.state())?;
         state.unsaved = false;
-        for dir in self.paths.dir().ancestors().skip(1).take_while(|dir| dir.starts_with(&self.shared.root)) {
-            sync_dir(dir).map_err(DbError::io("sync", dir))?;
-        }
+        self.sync_names()?;
         self.unmark_unsynced(&mut state)
     }
 
@@ -121,6 +119,12 @@ impl Database {
         mark().map_err(DbError::io("create", &path))?;
         state.unsynced = true;
         Ok(())
+    }
+
+    /// Makes the names of the database's files and of its directory durable.
+    pub(super) fn sync_names(&self) -> Result<(), DbError> {
+        let mut dirs = self.paths.dir().ancestors().take_while(|dir| dir.starts_with(&self.shared.root));
+        dirs.try_for_each(|dir| sync_dir(dir).map_err(DbError::io("sync", dir)))
     }
 
     /// Removes mark files, durably: one that a loss of power brought back would have recovery

@@ -144,6 +144,10 @@ impl Database {
         if let Some(prepared) = state.prepared.take() {
             self.enter_prepared(state, prepared)?;
         }
+        if self.is_halted() {
+            // Recovery takes what is prepared here for refused, though its journal is gone.
+            self.shared.log.sync()?;
+        }
         self.shared.faults.pass("archive.entered").map_err(DbError::io("write", &path))?;
         if let Some(file) = &state.journal {
             file.write_all_at(&[0; journal::HEADER_LEN], 0).map_err(DbError::io("write", path))?;

@@ -1,6 +1,9 @@
 //! Capture and recovery, proved with real SQLite but without a kernel: a VFS does
 //! with a store what the mount does, so every step can be seen, failed and cut off.
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod check;
 mod crash;
 mod disk;
@@ -10,6 +13,7 @@ mod large;
 mod modes;
 mod parking;
 mod power;
+mod roles;
 mod several;
 mod speed;
 mod together;

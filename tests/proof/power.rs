@@ -1,11 +1,12 @@
 //! The power goes at every step, one step after the other: of what was not fsynced
 //! any part may be left.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use litefs::db::FileKind;
-use litefs::words::DbName;
+use litefs::db::{Batch, ChangeLog, FileKind, LogOptions};
+use litefs::words::{Checksum, DbName, Faults, Pos, Txid};
 use rusqlite::Connection;
 
 use super::check::{Chains, at_rest};
@@ -173,4 +174,33 @@ fn a_loss_of_power_takes_no_more_from_a_wal_database_than_sqlite_allows() {
         run(Setup::new("WAL", "NORMAL"), Promise::Sound, 20 + seed);
     }
     run(Setup { exclusive: true, ..Setup::new("WAL", "FULL") }, Promise::All, 31);
+}
+
+/// A killed daemon leaves files of its log that nobody made durable; the next one says of all
+/// of them that they are, once it was asked.
+#[test]
+fn what_a_killed_daemon_left_of_its_log_is_durable_once_it_is_open_again() {
+    for seed in 0..8 {
+        let dir = scratch();
+        let log = dir.path().join("log");
+        std::fs::create_dir_all(&log).expect("a directory");
+        let disk = Disk::watch(&log);
+        let options = LogOptions { rotate_at: 1, faults: Faults::none() };
+        let open = |log: &Path| ChangeLog::open(log, options.clone(), 0).expect("open");
+        let (killed, _) = open(&log);
+        for txid in 1..=6 {
+            let (mut batch, pos) = (Batch::new(), Pos { txid: Txid::new(txid), checksum: Checksum::EMPTY });
+            batch.commit(&DbName::new("a.db").expect("a name"), pos);
+            killed.append(&batch).expect("append");
+        }
+        let end = killed.end();
+        let torn = dir.path().join("torn");
+        disk.lose_power(&torn, &mut Random(seed));
+        assert!(open(&torn).0.end() <= end, "seed {seed}: what is left is a beginning");
+        drop(killed);
+        drop(open(&log));
+        let left = dir.path().join("left");
+        disk.lose_power(&left, &mut Random(seed));
+        assert_eq!(open(&left).0.end(), end, "seed {seed}");
+    }
 }

@@ -172,6 +172,12 @@ impl Client {
         self.0.reply_within(Duration::from_millis(30)).is_some()
     }
 
+    /// The answer to the statement that was begun, if it is there within `wait`.
+    pub fn answer_within(&self, wait: Duration) -> Option<Result<(), String>> {
+        let reply = self.0.reply_within(wait)?;
+        Some(reply["error"].as_str().map_or(Ok(()), |text| Err(text.to_owned())))
+    }
+
     /// Waits for the answer to the statement that was begun: SQLite's text if it failed.
     pub fn answer(&self) -> Result<(), String> {
         let reply = self.0.reply().expect("the worker lives");

@@ -306,7 +306,7 @@ impl Database {
         }
         self.held.store(false, Ordering::Release);
         if fs::metadata(self.paths.dir()).is_ok() {
-            super::sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
+            super::super::sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
         }
         let mut told = Told::new(self);
         told.page(0, 0);

@@ -34,7 +34,6 @@ use std::time::{Duration, Instant};
 use super::change::{Builder, Change, Facts};
 use super::database::{State, old_sum};
 use super::log::WalEnd;
-use super::saved::sync_dir;
 use super::{Committed, Database, DbError, Goal, Place};
 use crate::sqlite::header::JournalMode;
 use crate::words::{Checksum, PageSum, Pgno, Pos, Timestamp};
@@ -233,7 +232,7 @@ impl Database {
         self.sync_journal()?;
         let path = self.paths.applying();
         File::create(&path).map_err(DbError::io("create", &path))?;
-        sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
+        self.sync_names()?;
         self.marked.store(true, Ordering::Release);
         Ok(())
     }
