@@ -237,8 +237,10 @@ impl Node {
     }
 }
 
+type Pages = BTreeMap<Pgno, (PageSum, Vec<u8>)>;
+
 /// The changes of transactions of one log, the last of each page.
-fn newest(log: &Store, batch: &[Committed]) -> (Pos, Goal, BTreeMap<Pgno, (PageSum, Vec<u8>)>) {
+fn newest(log: &Store, batch: &[Committed]) -> (Pos, Goal, Pages) {
     let (first, last) = (batch.first().expect("one"), batch.last().expect("one"));
     let mut pages = BTreeMap::new();
     for commit in batch {

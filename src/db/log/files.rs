@@ -1,7 +1,7 @@
 //! The files of the log: appending, rotation, spills, removal. Must not decide what
 //! may be removed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -23,9 +23,6 @@ const ROOM: u64 = 512 << 10;
 
 /// The disk is told to begin with so many bytes, so that an fsync finds little to do.
 const START_AT: u64 = 1 << 20;
-
-/// So many files may be left before they are durable.
-const MOST_LEFT: usize = 4;
 
 /// How the log behaves.
 #[derive(Clone, Debug)]
@@ -60,8 +57,6 @@ struct Writer {
     zeroed: u64,
     /// Up to here the disk was told to begin.
     started: u64,
-    /// Files that were left before they were durable, oldest first, and their ends.
-    left: VecDeque<(Arc<File>, Place)>,
     /// Files kept open for reading, the one in use among them.
     files: BTreeMap<u64, u64>,
     next_spill: u64,
@@ -85,11 +80,6 @@ impl ChangeLog {
             .map_err(LogError::io("open", &path))?;
         file.set_len(len).map_err(LogError::io("cut the torn end of", &path))?;
         file.sync_all().map_err(LogError::io("sync", &path))?;
-        // A daemon that was killed may have left files before they were durable.
-        for left in scanned.files.keys().rev().skip(1).take(MOST_LEFT) {
-            let path = file_path(dir, *left);
-            File::open(&path).and_then(|file| file.sync_all()).map_err(LogError::io("sync", &path))?;
-        }
         sync_dir(dir)?;
         let mut files = scanned.files.clone();
         files.insert(number, len);
@@ -99,7 +89,6 @@ impl ChangeLog {
             len,
             zeroed: len,
             started: len,
-            left: VecDeque::new(),
             files,
             next_spill: scanned.next_spill,
         };
@@ -147,15 +136,10 @@ impl ChangeLog {
         let old = file_path(&self.dir, writer.number);
         // In a file that is not the last, zeros after the records would be damage.
         writer.file.set_len(writer.len).map_err(LogError::io("cut", &old))?;
-        // Not made durable now: nobody may have asked for that. But one by one, so that
-        // not all of them are open for ever.
-        while writer.left.len() >= MOST_LEFT {
-            let Some((file, end)) = writer.left.front() else { break };
-            self.durable.sync(file, *end).map_err(LogError::io("sync", &old))?;
-            writer.left.pop_front();
-        }
+        // A record that is torn in a file that is not the last is damage: only the last may
+        // not be durable. The disk was told of it long ago (`start`).
         let end = Place { file: writer.number, offset: writer.len };
-        writer.left.push_back((Arc::clone(&writer.file), end));
+        self.durable.sync(&writer.file, end).map_err(LogError::io("sync", &old))?;
         let number = writer.number + 1;
         let path = file_path(&self.dir, number);
         let file = OpenOptions::new()
@@ -184,12 +168,7 @@ impl ChangeLog {
         let upto = self.make_room();
         let path = file_path(&self.dir, upto.file);
         self.options.faults.pass("log.sync").map_err(LogError::io("sync", &path))?;
-        self.durable.wait(upto, || self.writer().unsynced(upto)).map_err(LogError::io("sync", path))?;
-        let mut writer = self.writer();
-        while writer.left.front().is_some_and(|(_, end)| *end <= upto) {
-            writer.left.pop_front();
-        }
-        Ok(())
+        self.durable.wait(upto, || self.writer().current()).map_err(LogError::io("sync", path))
     }
 
     /// Has the disk begin with what was appended.
@@ -289,11 +268,9 @@ impl Writer {
         }
     }
 
-    /// What has to be made durable so that everything before `upto` is.
-    fn unsynced(&self, upto: Place) -> Vec<(Arc<File>, Place)> {
-        let left = self.left.iter().cloned();
-        let current = (Arc::clone(&self.file), Place { file: self.number, offset: self.len });
-        left.chain([current]).filter(|(_, end)| end.file <= upto.file).collect()
+    /// The file that may not be durable, and its end.
+    fn current(&self) -> (Arc<File>, Place) {
+        (Arc::clone(&self.file), Place { file: self.number, offset: self.len })
     }
 }
 
@@ -383,22 +360,20 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_left_ends_with_its_last_record_and_is_made_durable_when_asked() {
+    fn a_file_that_is_left_ends_with_its_last_record_and_is_durable() {
         let dir = tempfile::tempdir().expect("a directory");
         let options = LogOptions { rotate_at: 1, faults: Faults::none() };
         let (log, _) = ChangeLog::open(dir.path(), options.clone(), 0).expect("open");
-        for _ in 0..2 * MOST_LEFT {
+        for _ in 0..3 {
             log.append(&batch()).expect("append");
-            assert!(log.writer().left.len() <= MOST_LEFT);
+            let end = log.end();
+            log.append(&batch()).expect("append");
+            let nothing = || panic!("durable");
+            log.durable.wait(end, nothing).expect("nothing to do");
         }
-        let end = log.end();
-        let unsynced = log.writer().unsynced(end);
-        assert!(unsynced.len() > 1);
-        log.sync().expect("sync");
-        assert!(log.writer().left.is_empty());
         drop(log);
         let (log, scanned) = ChangeLog::open(dir.path(), options, 0).expect("no zeros in the middle");
-        assert_eq!(scanned.files.len(), 2 * MOST_LEFT);
+        assert_eq!(scanned.files.len(), 6);
         drop(log);
     }
 }

@@ -24,9 +24,9 @@ pub(super) struct Durable {
 }
 
 impl Durable {
-    /// Returns once everything before `upto` is durable. `unsynced` gives the files that
-    /// may not be, oldest first, each with the place up to which it is written.
-    pub fn wait(&self, upto: Place, unsynced: impl Fn() -> Vec<(Arc<File>, Place)>) -> io::Result<()> {
+    /// Returns once everything before `upto` is durable. `current` gives the file that may
+    /// not be, with the place up to which it is written.
+    pub fn wait(&self, upto: Place, current: impl Fn() -> (Arc<File>, Place)) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if state.synced >= upto {
@@ -39,7 +39,8 @@ impl Durable {
         }
         state.running = true;
         drop(state);
-        let result = unsynced().into_iter().try_for_each(|(file, written)| self.sync(&file, written));
+        let (file, written) = current();
+        let result = self.sync(&file, written);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.running = false;
         drop(state);
