@@ -388,6 +388,10 @@ impl Database {
         }
         self.refuse_while_waiting(state)?;
         let path = self.path(FileKind::Database);
+        if self.forget_kept_journal(state) {
+            let journal = self.path(FileKind::Journal);
+            remove_if_there(&journal).map_err(DbError::io("remove", journal))?;
+        }
         if let (true, Some(size)) = (state.pages > 0, state.page_size) {
             let facts = Facts {
                 db: self.name.clone(),
@@ -399,7 +403,11 @@ impl Database {
             };
             let builder = Builder::new(&self.shared, crate::words::Checksum::EMPTY, size);
             if let Some(change) = builder.finish(facts, state.pages)? {
-                self.commit_change(state, &change, true)?;
+                self.set_aside()?;
+                if let Err(error) = self.commit_change(state, &change, true) {
+                    self.put_back()?;
+                    return Err(error);
+                }
             }
         }
         state.exists = false;
@@ -409,11 +417,10 @@ impl Database {
         state.prepared = None;
         state.wal = None;
         state.dirty.clear().map_err(DbError::io("write", self.paths.dirty()))?;
-        if self.forget_kept_journal(state) {
-            let journal = self.path(FileKind::Journal);
-            remove_if_there(&journal).map_err(DbError::io("remove", journal))?;
-        }
         self.shared.log.sync()?;
+        if self.remove_dropped()? {
+            return Ok(());
+        }
         fs::remove_file(&path).map_err(DbError::io("remove", path))
     }
 

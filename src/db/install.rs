@@ -93,6 +93,8 @@ impl Database {
     /// Brings the database to "dropped" at this position.
     pub fn apply_drop(&self, goal: Goal) -> Result<(), DbError> {
         let mut state = self.lock();
+        state.incomplete = true;
+        self.save(&state)?;
         remove_if_there(&self.path(FileKind::Database))
             .map_err(DbError::io("remove", self.path(FileKind::Database)))?;
         state.exists = false;

@@ -8,6 +8,7 @@ mod context;
 mod copied;
 mod database;
 mod dirty;
+mod dropping;
 mod error;
 mod fence;
 mod files;

@@ -70,6 +70,11 @@ impl Paths {
         self.dir.join(kind.file_name())
     }
 
+    /// The database file while it is dropped.
+    pub fn dropped(&self) -> PathBuf {
+        self.dir.join("dropped")
+    }
+
     /// The table of page checksums.
     pub fn sums(&self) -> PathBuf {
         self.dir.join("sums")

@@ -136,6 +136,7 @@ impl Database {
         // What the log has as prepared waited for the primary, which sends it if it took it.
         let halted = self.paths.halted().exists();
         if saved.incomplete {
+            self.remove_dropped()?;
             self.leave_incomplete(state)?;
             return self.remove_applying();
         }
@@ -144,7 +145,7 @@ impl Database {
             wal_ends.extend(change.meta.wal);
         }
         self.fence()?;
-        if !self.check_presence(state, &tail, since)? {
+        if !self.check_presence(state, &tail, since, saved.pages == 0)? {
             return self.remove_applying();
         }
         let behind = applied || since == Since::Reboot;
@@ -293,18 +294,22 @@ impl Database {
         });
     }
 
-    /// Whether there is a database file to recover.
-    fn check_presence(&self, state: &mut State, tail: &Tail, since: Since) -> Result<bool, DbError> {
+    /// Whether there is a database file to recover. `made`: the tail has it from its first
+    /// page on.
+    fn check_presence(
+        &self,
+        state: &mut State,
+        tail: &Tail,
+        since: Since,
+        made: bool,
+    ) -> Result<bool, DbError> {
         let path = self.path(FileKind::Database);
-        if state.exists && state.pages == 0 && state.pos.txid.get() > 0 {
-            // Dropped, but for the unlink.
-            fs::remove_file(&path).map_err(DbError::io("remove", &path))?;
-            state.exists = false;
-        }
-        let from_nothing = tail.committed.first().is_some_and(|change| change.meta.pre == Pos::ZERO);
-        if !state.exists && state.pages > 0 && since == Since::Reboot && from_nothing {
-            // Its name was not made durable, and the log has all of it.
-            fs::create_dir_all(self.paths.dir()).map_err(DbError::io("create", self.paths.dir()))?;
+        // A loss of power may have taken the names of directory and file.
+        fs::create_dir_all(self.paths.dir()).map_err(DbError::io("create", self.paths.dir()))?;
+        self.recover_dropped(state)?;
+        let made = made || tail.committed.iter().any(|change| change.meta.commit == 0);
+        if !state.exists && state.pages > 0 && since == Since::Reboot && made {
+            // The log has all of it.
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
             state.file = Some(Arc::new(file.map_err(DbError::io("create", &path))?));
             state.exists = true;

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use litefs::db::{Committed, FileKind};
+use litefs::db::{Committed, FileKind, Goal};
 use litefs::sqlite::{freelist, header};
 use litefs::store::Store;
 use litefs::words::{Checksum, DbName, PageSize, PageSum, Pgno, Pos};
@@ -58,6 +58,23 @@ impl Chain {
         let pages =
             Pgno::up_to(self.pages.len() as u32).zip(&self.pages).filter(|(_, page)| !page.is_empty());
         pages.fold(Checksum::EMPTY, |sum, (pgno, page)| sum.toggle(PageSum::of(pgno, page)))
+    }
+
+    /// Where a copy of it stands.
+    pub fn goal(&self) -> Goal {
+        let page_size = self.page_size.expect("it has pages");
+        Goal { pos: self.pos, page_size, pages: self.pages.len() as u32 }
+    }
+
+    /// Nothing, or dropped.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Its pages, but for the lock page.
+    pub fn pages(&self) -> impl Iterator<Item = (Pgno, &[u8])> {
+        let pages = Pgno::up_to(self.pages.len() as u32).zip(self.pages.iter().map(Vec::as_slice));
+        pages.filter(|(_, page)| !page.is_empty())
     }
 
     /// The number of the last transaction in it.
@@ -156,10 +173,7 @@ impl Chains {
                 assert!(!database.path(kind).exists(), "{what}: {kind:?} is left");
             }
             let bytes = fs::read(database.path(FileKind::Database)).expect("the file");
-            let whole = header::Header::parse(&bytes).is_some_and(|head| {
-                head.pages().is_some_and(|pages| pages as usize * head.page_size.len() <= bytes.len())
-            });
-            if chain.pos == Pos::ZERO && !whole {
+            if chain.pos == Pos::ZERO && !is_whole(&bytes) {
                 // Nothing of a first transaction is left, or not enough.
                 continue;
             }
@@ -179,6 +193,13 @@ impl Chains {
         }
         assert!(bytes.len() >= chain.pages.len() * 8, "{what}: the table is as long as the database");
     }
+}
+
+/// Whether a file has as many pages as its header states.
+pub fn is_whole(bytes: &[u8]) -> bool {
+    header::Header::parse(bytes).is_some_and(|head| {
+        head.pages().is_some_and(|pages| pages as usize * head.page_size.len() <= bytes.len())
+    })
 }
 
 /// Opens a database file that nobody uses, without locks, journal and WAL.

@@ -11,24 +11,34 @@ use litefs::fuse::Passthrough;
 use litefs::store::{Role, Store, StoreOptions};
 use litefs::words::{DbName, Faults, NodeId, PageSum, Pgno, Pos, SystemClock};
 
-use super::check::{Chain, at_rest, integrity};
+use super::check::{Chain, integrity, is_whole};
 use super::disk::Disk;
 use super::support::mounted::{Client, Mounted};
 use super::support::{PATIENCE, Scratch, can_mount};
-use super::workload::{Random, number, seed_offset};
+use super::workload::{Random, seed_offset};
 use super::world::{BOOT, World, scratch};
 
 /// Transactions of a trial.
 const TRANSACTIONS: u64 = 14;
 
+const SCHEMA: [&str; 4] = [
+    "CREATE TABLE state (id INTEGER PRIMARY KEY, n INTEGER)",
+    "INSERT INTO state VALUES (1, 0)",
+    "CREATE TABLE t (id INTEGER PRIMARY KEY, k INTEGER, v BLOB)",
+    "CREATE INDEX tk ON t (k)",
+];
+
 fn name() -> DbName {
     DbName::new("a.db").expect("a name")
 }
 
+const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
+
 /// How applications commit.
 #[derive(Clone, Copy, Debug)]
 struct Setup {
-    mode: &'static str,
+    /// `None`: it changes.
+    mode: Option<&'static str>,
     synchronous: &'static str,
     /// `storage.durability = "archive"`.
     archive_first: bool,
@@ -40,6 +50,7 @@ struct Trial {
     seed: u64,
     /// The chain as of every position that it had.
     known: Mutex<HashMap<Pos, Chain>>,
+    /// The TXID of the last transaction that an application was told of.
     acknowledged: AtomicU64,
     points: AtomicU64,
     failed: AtomicBool,
@@ -63,7 +74,7 @@ impl Trial {
         match (self.setup.mode, self.setup.synchronous) {
             // The archive has them.
             _ if self.setup.archive_first => u64::MAX,
-            ("DELETE", "FULL") => 1,
+            (Some("DELETE") | None, "FULL") => 1,
             (_, "FULL") => 0,
             _ => u64::MAX,
         }
@@ -111,7 +122,10 @@ impl Watched {
             if writes { "writes" } else { "follows" },
         );
         let again = World::try_open(dir.path(), "boot-2").unwrap_or_else(|error| panic!("{what}: {error}"));
-        let Some(database) = again.store.database(&name()) else { return };
+        let Some(database) = again.store.known(&name()) else {
+            assert!(acknowledged == 0 || !writes || trial.allowed() > 1, "{what}: nothing is left");
+            return;
+        };
         let pos = database.pos();
         let mut chain = trial.known(pos);
         // With synchronous=OFF what is left is taken over.
@@ -135,18 +149,19 @@ impl Watched {
             .unwrap_or_else(|| panic!("{what}: {pos} is no position of the chain, {:?} is its last", last()));
         assert_eq!(chain.pos, pos, "{what}");
         let path = database.path(FileKind::Database);
-        let bytes = std::fs::read(&path).unwrap_or_default();
-        if pos != Pos::ZERO {
-            chain.assert_is(&bytes, &what);
+        if chain.is_empty() {
+            // Of a first transaction nothing is left, or not enough.
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            assert!(!is_whole(&bytes), "{what}: a database that nobody captured");
+        } else {
+            chain.assert_is(&std::fs::read(&path).unwrap_or_default(), &what);
+            if !unsynced {
+                integrity(&path, &what);
+            }
         }
-        if unsynced || pos == Pos::ZERO {
-            return;
-        }
-        integrity(&path, &what);
-        if writes {
-            let found = number(&at_rest(&path)).expect("read");
+        if writes && !unsynced {
             let least = acknowledged.saturating_sub(trial.allowed());
-            assert!((least..=acknowledged + 1).contains(&found), "{what}: {found} found at {pos}");
+            assert!(pos.txid.get() >= least, "{what}: left is {pos}");
         }
     }
 
@@ -222,9 +237,9 @@ impl Node {
         if self.client.is_none() {
             let mut client = self.mounted().connect("a.db");
             let trial = &self.watched.trial;
-            if trial.setup.mode != "WAL" {
+            if let Some(mode) = trial.setup.mode.filter(|mode| *mode != "WAL") {
                 // Of the connection, not of the database.
-                client.rows(&format!("PRAGMA journal_mode = {}", trial.setup.mode));
+                client.rows(&format!("PRAGMA journal_mode = {mode}"));
             }
             client.rows(&format!("PRAGMA synchronous = {}", trial.setup.synchronous));
             for sql in ["PRAGMA cache_size = 10", "PRAGMA cache_spill = 5", "PRAGMA wal_autocheckpoint = 12"]
@@ -360,10 +375,10 @@ impl Pair {
     }
 
     /// The node that follows is away, and catches up before it is mounted again.
-    fn catch_up(&mut self, n: u64) {
+    fn catch_up(&mut self) {
         self.follower().die();
         self.rest("died");
-        self.transaction(n);
+        self.transaction();
         let commits = self.committed();
         let index = 1 - self.primary;
         let store = open_store(&self.nodes[index].scratch, index, &self.nodes[index].faults);
@@ -406,7 +421,7 @@ impl Pair {
         self.rest("handed over");
     }
 
-    fn script(&mut self, n: u64) -> Vec<String> {
+    fn script(&mut self) -> Vec<String> {
         let (rows, part, kind) = (1 + self.random.below(20), self.random.below(4), self.random.below(6));
         let insert = |rows: u64| {
             format!(
@@ -421,7 +436,7 @@ impl Pair {
             _ => insert(rows),
         };
         let rolled_back = self.random.below(3) == 0;
-        let mut script = vec!["BEGIN IMMEDIATE".to_owned(), format!("UPDATE state SET n = {n}"), change];
+        let mut script = vec!["BEGIN IMMEDIATE".to_owned(), "UPDATE state SET n = n + 1".to_owned(), change];
         script.push("COMMIT".to_owned());
         if rolled_back {
             let before = ["BEGIN IMMEDIATE".to_owned(), insert(30), "ROLLBACK".to_owned()];
@@ -430,16 +445,23 @@ impl Pair {
         script
     }
 
-    fn transaction(&mut self, n: u64) {
-        for sql in self.script(n) {
+    fn transaction(&mut self) {
+        for sql in self.script() {
             self.write(&sql);
         }
-        self.trial.acknowledged.store(n, Ordering::Release);
-        self.rest("committed");
+        self.acknowledged("committed");
+    }
+
+    /// What was committed so far the application knows of.
+    fn acknowledged(&mut self, step: &str) {
+        let database = self.writer().store().known(&name()).expect("it is there");
+        let pos = database.current_pos().expect("capture");
+        self.trial.acknowledged.store(pos.txid.get(), Ordering::Release);
+        self.rest(step);
     }
 
     /// The node that follows writes under the halt lock.
-    fn halted(&mut self, n: u64) {
+    fn halted(&mut self) {
         let primary = Arc::clone(self.writer().store());
         let replica = Arc::clone(self.follower().store());
         let here = replica.database(&name()).expect("it is there");
@@ -452,11 +474,10 @@ impl Pair {
         }
         here.begin_halt(Arc::new(taker)).expect("halted");
         self.rest("halted");
-        let script = self.script(n);
+        let script = self.script();
         let client = self.follower().client();
         script.iter().for_each(|sql| drop(client.rows(sql)));
-        self.trial.acknowledged.store(n, Ordering::Release);
-        self.rest("committed under the halt lock");
+        self.acknowledged("committed under the halt lock");
         here.end_halt(PATIENCE).expect("ended");
         there.release_writers().expect("released");
         self.rest("the halt lock has ended");
@@ -466,21 +487,57 @@ impl Pair {
         let size = ["512", "1024", "4096"][self.random.below(3) as usize];
         self.write(&format!("PRAGMA page_size = {size}"));
         self.write("VACUUM");
+        self.acknowledged("has another page size");
         self.carry();
     }
-}
 
-fn nodes_set_up(pair: &mut Pair) {
-    pair.write(&format!("PRAGMA journal_mode = {}", pair.trial.setup.mode));
-    for sql in [
-        "CREATE TABLE state (id INTEGER PRIMARY KEY, n INTEGER)",
-        "INSERT INTO state VALUES (1, 0)",
-        "CREATE TABLE t (id INTEGER PRIMARY KEY, k INTEGER, v BLOB)",
-        "CREATE INDEX tk ON t (k)",
-    ] {
-        pair.write(sql);
+    /// In another journal mode, for which nobody else may have the database open.
+    fn other_mode(&mut self) {
+        let mode = MODES[self.random.below(4) as usize];
+        self.nodes.iter_mut().filter_map(|node| node.client.take()).for_each(Client::close);
+        self.write(&format!("PRAGMA journal_mode = {mode}"));
+        self.acknowledged(mode);
+        self.carry();
     }
-    pair.carry();
+
+    /// The database goes, and comes again.
+    fn drop_database(&mut self) {
+        self.nodes.iter_mut().filter_map(|node| node.client.take()).for_each(Client::close);
+        std::fs::remove_file(self.writer().mounted().path("a.db")).expect("dropped");
+        self.acknowledged("dropped");
+        self.carry();
+        self.make();
+    }
+
+    fn make(&mut self) {
+        if let Some(mode) = self.trial.setup.mode {
+            self.write(&format!("PRAGMA journal_mode = {mode}"));
+        }
+        for sql in SCHEMA {
+            self.write(sql);
+        }
+        self.acknowledged("made");
+        self.carry();
+    }
+
+    /// The node that follows loses what it has, and restores it.
+    fn restore(&mut self) {
+        self.follower().die();
+        let there = self.writer().store().known(&name()).expect("it is there").pos();
+        let chain = self.trial.known(there).expect("a position of the chain");
+        let index = 1 - self.primary;
+        let store = open_store(&self.nodes[index].scratch, index, &self.nodes[index].faults);
+        let database = store.entry(&name()).expect("an entry");
+        let incoming = database.install(chain.goal()).expect("begun");
+        for (pgno, page) in chain.pages() {
+            incoming.page(pgno, page, PageSum::of(pgno, page)).expect("written");
+        }
+        self.rest("restoring");
+        incoming.finish().unwrap_or_else(|error| panic!("restore: {error}"));
+        self.rest("restored");
+        drop(database);
+        self.nodes[index].mount(store);
+    }
 }
 
 fn checkpoint(node: &Node) {
@@ -504,14 +561,14 @@ fn run(setup: Setup, seed: u64) {
     nodes[0].store().release_writers().expect("released");
     let mut pair =
         Pair { trial: Arc::clone(&trial), nodes, primary: 0, published: Vec::new(), random: Random(seed) };
-    nodes_set_up(&mut pair);
+    pair.make();
     for n in 1..=TRANSACTIONS {
-        let event = pair.random.below(12);
+        let event = pair.random.below(16);
         println!("transaction {n}, event {event}, node {} writes", pair.primary);
         match event {
-            0 => pair.catch_up(n),
-            10 | 11 if !setup.archive_first => pair.halted(n),
-            _ => pair.transaction(n),
+            0 => pair.catch_up(),
+            10 | 11 if !setup.archive_first => pair.halted(),
+            _ => pair.transaction(),
         }
         pair.carry();
         match event {
@@ -519,7 +576,10 @@ fn run(setup: Setup, seed: u64) {
             4 | 5 => checkpoint(pair.writer()),
             6 | 7 => checkpoint(pair.follower()),
             8 => pair.start_again(),
-            9 if setup.mode != "WAL" => pair.other_page_size(),
+            9 if setup.mode.is_some_and(|mode| mode != "WAL") => pair.other_page_size(),
+            9 | 12 | 13 if setup.mode.is_none() => pair.other_mode(),
+            14 => pair.drop_database(),
+            15 => pair.restore(),
             _ => {}
         }
         pair.rest("between two transactions");
@@ -528,7 +588,7 @@ fn run(setup: Setup, seed: u64) {
 }
 
 const fn setup(mode: &'static str, synchronous: &'static str) -> Setup {
-    Setup { mode, synchronous, archive_first: false }
+    Setup { mode: Some(mode), synchronous, archive_first: false }
 }
 
 #[test]
@@ -552,11 +612,21 @@ fn a_loss_of_power_where_roles_change_leaves_a_position_of_the_chain_in_wal_mode
 }
 
 #[test]
+fn a_loss_of_power_where_roles_and_journal_modes_change_leaves_a_position_of_the_chain() {
+    if !can_mount() {
+        return;
+    }
+    for (seed, synchronous) in ["FULL", "NORMAL"].into_iter().enumerate() {
+        run(Setup { mode: None, synchronous, archive_first: false }, 64 + seed as u64);
+    }
+}
+
+#[test]
 fn a_loss_of_power_where_commits_wait_for_the_archive_leaves_a_position_of_the_chain() {
     if !can_mount() {
         return;
     }
-    for (seed, mode) in ["DELETE", "TRUNCATE", "PERSIST", "WAL"].into_iter().enumerate() {
+    for (seed, mode) in MODES.into_iter().enumerate() {
         run(Setup { archive_first: true, ..setup(mode, "FULL") }, 80 + seed as u64);
     }
 }
@@ -566,7 +636,7 @@ fn a_loss_of_power_where_roles_change_without_any_fsync_leaves_a_chain() {
     if !can_mount() {
         return;
     }
-    for (seed, mode) in ["DELETE", "TRUNCATE", "PERSIST", "WAL"].into_iter().enumerate() {
+    for (seed, mode) in MODES.into_iter().enumerate() {
         run(setup(mode, "OFF"), 90 + seed as u64);
     }
 }

@@ -289,7 +289,18 @@ impl Database {
         let (change, afresh): (Change, bool) = self.build_applied(&state, set, None)?;
         let mut batch = Batch::new();
         change.encode(Kind::Change, &mut batch);
-        let place = self.shared.log.append(&batch)?.first().copied().unwrap_or_default();
+        if state.exists {
+            self.set_aside()?;
+        }
+        let place = match self.shared.log.append(&batch) {
+            Ok(places) => places.first().copied().unwrap_or_default(),
+            Err(error) => {
+                if state.exists {
+                    self.put_back()?;
+                }
+                return Err(error.into());
+            }
+        };
         self.shared.log.sync()?;
         self.enter_applied(&mut state, set, (&change, place, afresh));
         (state.exists, state.file, state.wal, state.wal_file, state.nonce, state.prepared) =
@@ -300,6 +311,7 @@ impl Database {
         self.pass("apply.dropped")?;
         *hold = None;
         *self.kept() = None;
+        self.remove_dropped()?;
         for kind in FileKind::ALL {
             self.forget_handle(kind);
             remove_if_there(&self.path(kind)).map_err(DbError::io("remove", self.path(kind)))?;
