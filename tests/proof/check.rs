@@ -87,7 +87,8 @@ impl Chain {
         number(&at_rest(file.path())).expect("read")
     }
 
-    fn free_leaves(&self) -> freelist::Freelist {
+    /// Its free leaf pages, whose bytes SQLite never reads.
+    pub fn free_leaves(&self) -> freelist::Freelist {
         let head = self.pages.first().and_then(|page| header::Header::parse(page));
         let walked = head.map(|head| {
             freelist::walk(&head, self.pages.len() as u32, |pgno, page| {

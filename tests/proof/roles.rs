@@ -70,6 +70,23 @@ impl Trial {
         known.insert(chain.pos, chain);
     }
 
+    /// The chain with what a store captured when it was opened. `any`: an application may
+    /// have committed that. Else it is what a transaction under the halt lock left in free
+    /// leaf pages, which SQLite does not journal: a branch, which a node parks.
+    fn taken_over(&self, store: &Store, any: bool) -> Option<Chain> {
+        let commits = store.commits().take(|_| true);
+        let mut chain = commits.iter().find_map(|commit| self.known(commit.meta.pre))?;
+        for commit in commits.iter().skip_while(|commit| commit.meta.pre != chain.pos).collect::<Vec<_>>() {
+            let leaves = chain.free_leaves();
+            let stored = store.log().read(commit.place).expect("the log has it");
+            if !any && !stored.pages.iter().all(|(pgno, _)| leaves.is_leaf(*pgno)) {
+                return None;
+            }
+            chain.apply(store, commit);
+        }
+        Some(chain)
+    }
+
     /// Transactions that may be missing where the application wrote them.
     fn allowed(&self) -> u64 {
         match (self.setup.mode, self.setup.synchronous) {
@@ -128,20 +145,9 @@ impl Watched {
             return;
         };
         let pos = database.pos();
-        let mut chain = trial.known(pos);
         // With synchronous=OFF what is left is taken over.
         let unsynced = trial.setup.synchronous == "OFF";
-        if chain.is_none() && (writes || unsynced) {
-            let commits = again.store.commits().take(|_| true);
-            let from = commits.iter().find_map(|commit| trial.known(commit.meta.pre));
-            chain = from.map(|mut chain| {
-                let new = commits.iter().skip_while(|commit| commit.meta.pre != chain.pos);
-                for commit in new.collect::<Vec<_>>() {
-                    chain.apply(&again.store, commit);
-                }
-                chain
-            });
-        }
+        let chain = trial.known(pos).or_else(|| trial.taken_over(&again.store, writes || unsynced));
         let last = || {
             let known = trial.known.lock().unwrap_or_else(PoisonError::into_inner);
             known.keys().max_by_key(|pos| pos.txid).copied()
