@@ -74,9 +74,10 @@ impl Trial {
     /// have committed that. Else it is what a transaction under the halt lock left in free
     /// leaf pages, which SQLite does not journal: a branch, which a node parks.
     fn taken_over(&self, store: &Store, any: bool) -> Option<Chain> {
-        let commits = store.commits().take(|_| true);
-        let mut chain = commits.iter().find_map(|commit| self.known(commit.meta.pre))?;
-        for commit in commits.iter().skip_while(|commit| commit.meta.pre != chain.pos).collect::<Vec<_>>() {
+        let mut commits = store.commits().take(|_| true);
+        commits.retain(|commit| self.known(commit.meta.post).is_none());
+        let mut chain = self.known(commits.first()?.meta.pre)?;
+        for commit in &commits {
             let leaves = chain.free_leaves();
             let stored = store.log().read(commit.place).expect("the log has it");
             if !any && !stored.pages.iter().all(|(pgno, _)| leaves.is_leaf(*pgno)) {
