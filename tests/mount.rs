@@ -405,6 +405,32 @@ fn subdirectories_hold_databases_of_their_own() {
 }
 
 #[test]
+fn a_directory_whose_databases_are_dropped_can_be_removed_and_made_again() {
+    needs_a_mount!();
+    let mounted = Mounted::new("rmdir", Passthrough::Auto);
+    mounted.ok("mkdir -p $M/t/u");
+    let make = |name: &str| {
+        let mut client = mounted.connect(name);
+        client.rows(&format!("CREATE TABLE t AS SELECT '{name}' AS name"));
+        client.close();
+    };
+    make("t/u/a.db");
+    let (said, code) = mounted.sh("rmdir $M/t/u");
+    assert!(code != 0 && said.contains("not empty"), "{said}");
+    mounted.ok("rm $M/t/u/a.db && rmdir $M/t/u && test ! -e $M/t/u && test -z \"$(ls $M/t)\"");
+    mounted.ok("rmdir $M/t && test ! -e $M/t");
+    let (said, code) = mounted.sh("touch $M/t/x.db");
+    assert!(code != 0 && said.contains("No such file"), "{said}");
+    mounted.ok("mkdir $M/t && test -z \"$(ls $M/t)\" && mkdir -m 700 $M/t/u");
+    assert_eq!(mounted.ok("stat -c %a $M/t/u"), "700");
+    let (said, code) = mounted.sh("mkdir $M/t/u");
+    assert!(code != 0 && said.contains("File exists"), "{said}");
+    make("t/u/a.db");
+    assert_eq!(mounted.connect("t/u/a.db").value("SELECT name FROM t"), "t/u/a.db");
+    assert_eq!(mounted.txid("t/u/a.db"), 3, "made, dropped, made");
+}
+
+#[test]
 fn what_the_mount_cannot_do_fails_as_it_should() {
     needs_a_mount!();
     let mounted = Mounted::new("cannot", Passthrough::Auto);

@@ -32,6 +32,8 @@ impl Database {
                 durable()?;
                 fs::remove_file(&from).map_err(DbError::io("remove", from))?;
             }
+            // An attempt before this one got so far.
+            Err(_) if to.exists() && !from.exists() => {}
             // Not every file system has links.
             Err(_) => fs::rename(&from, &to).map_err(DbError::io("rename", from))?,
         }

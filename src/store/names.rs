@@ -2,13 +2,16 @@
 //! super-journals. Must not open databases.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{Store, StoreError};
 use crate::db::{DbError, Paths};
 use crate::words::DbName;
+
+/// A file in the backing directory of one that was removed.
+const GONE: &str = "gone";
 
 /// What is in a directory of the mount, journals and the like aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +26,16 @@ impl Store {
     /// The backing directory of a directory of the mount; `None` if there is none.
     /// The root is `""`.
     pub fn dir_path(&self, path: &str) -> Option<PathBuf> {
-        let path = backing_dir(&self.shared.root, path)?;
-        path.is_dir().then_some(path)
+        let backing = backing_dir(&self.shared.root, path)?;
+        (backing.is_dir() && !self.is_gone(path, &backing)).then_some(backing)
+    }
+
+    /// Whether a directory was removed that is on the disk only for what dropped databases
+    /// left in it. Not if one of them came back (from another node).
+    fn is_gone(&self, path: &str, backing: &Path) -> bool {
+        let within =
+            |name: &DbName| name.as_str().strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+        backing.join(GONE).exists() && !self.databases().iter().any(|database| within(database.name()))
     }
 
     /// What a directory of the mount holds; `None` if there is no such directory.
@@ -35,7 +46,9 @@ impl Store {
             let entry = entry.map_err(DbError::io("list", &path))?;
             let Ok(name) = entry.file_name().into_string() else { continue };
             if let Some(name) = name.strip_prefix("d.") {
-                entries.push(Entry::Dir(name.to_owned()));
+                if !self.is_gone(&below(dir, name), &entry.path()) {
+                    entries.push(Entry::Dir(name.to_owned()));
+                }
             } else if let Some(name) = name.strip_prefix("f.")
                 && self.is_there(dir, name)
             {
@@ -46,8 +59,7 @@ impl Store {
     }
 
     fn is_there(&self, dir: &str, name: &str) -> bool {
-        let path = if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") };
-        DbName::new(&path).is_ok_and(|name| self.database(&name).is_some())
+        DbName::new(&below(dir, name)).is_ok_and(|name| self.database(&name).is_some())
     }
 
     /// Makes a directory of the mount.
@@ -56,8 +68,19 @@ impl Store {
         let Some(dir) = backing_dir(&self.shared.root, path) else {
             return Err(DbError::BadPath { path: path.to_owned(), why: "it is no path" });
         };
-        fs::DirBuilder::new().mode(mode & 0o7777).create(&dir).map_err(DbError::io("create", &dir))?;
-        std::os::unix::fs::chown(&dir, Some(uid), Some(gid)).map_err(DbError::io("change the owner of", dir))
+        let mode = mode & 0o7777;
+        let comes_back = dir.is_dir() && self.is_gone(path, &dir);
+        if comes_back {
+            fs::set_permissions(&dir, Permissions::from_mode(mode)).map_err(DbError::io("create", &dir))?;
+        } else {
+            fs::DirBuilder::new().mode(mode).create(&dir).map_err(DbError::io("create", &dir))?;
+        }
+        let owned = std::os::unix::fs::chown(&dir, Some(uid), Some(gid));
+        owned.map_err(DbError::io("change the owner of", &dir))?;
+        if comes_back {
+            fs::remove_file(dir.join(GONE)).map_err(DbError::io("create", dir))?;
+        }
+        Ok(())
     }
 
     /// Removes an empty directory of the mount. What dropped databases left in it
@@ -70,7 +93,12 @@ impl Store {
         let result = if not_empty {
             Err(std::io::Error::from_raw_os_error(libc::ENOTEMPTY))
         } else {
-            fs::remove_dir(&dir)
+            match fs::remove_dir(&dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+                    fs::File::create(dir.join(GONE)).map(drop)
+                }
+                result => result,
+            }
         };
         result.map_err(DbError::io("remove", dir))
     }
@@ -82,6 +110,11 @@ impl Store {
         let sound = suffix.len() >= 8 && suffix.bytes().all(|byte| byte.is_ascii_hexdigit());
         (sound && DbName::new(db).is_ok()).then(|| super_journal_path(&self.dir.join("super"), path))
     }
+}
+
+/// The path of `name` in `dir`; the root is `""`.
+fn below(dir: &str, name: &str) -> String {
+    if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
 }
 
 fn backing_dir(root: &Path, path: &str) -> Option<PathBuf> {
