@@ -74,10 +74,11 @@ impl Trial {
     /// have committed that. Else it is what a transaction under the halt lock left in free
     /// leaf pages, which SQLite does not journal: a branch, which a node parks.
     fn taken_over(&self, store: &Store, any: bool) -> Option<Chain> {
-        let mut commits = store.commits().take(|_| true);
-        commits.retain(|commit| self.known(commit.meta.post).is_none());
-        let mut chain = self.known(commits.first()?.meta.pre)?;
-        for commit in &commits {
+        let commits = store.commits().take(|_| true);
+        // After what is new here it may come back to a position of the chain.
+        let new = commits.iter().position(|commit| self.known(commit.meta.post).is_none())?;
+        let mut chain = self.known(commits[new].meta.pre)?;
+        for commit in &commits[new..] {
             let leaves = chain.free_leaves();
             let stored = store.log().read(commit.place).expect("the log has it");
             if !any && !stored.pages.iter().all(|(pgno, _)| leaves.is_leaf(*pgno)) {
