@@ -131,6 +131,49 @@ fn a_commit_returns_when_the_archive_has_it_and_not_before() {
     }
 }
 
+/// Frames that a spill wrote are overwritten by the same transaction: SQLite then writes
+/// frames without salts and checksums, and all their headers anew at the commit, the last of
+/// them after its page (wal.c, walRewriteChecksums).
+#[test]
+fn a_commit_whose_frames_were_written_twice_returns_when_the_archive_has_it() {
+    needs_a_mount!();
+    for passthrough in BOTH {
+        let mounted = Mounted::archive_first("twice", passthrough);
+        let chain = Chain::new(&mounted.store);
+        for synchronous in ["off", "normal", "full"] {
+            let name = format!("{synchronous}.db");
+            let mut client = prepare(&mounted, &name, ("wal", synchronous, "normal"));
+            let mut reader = mounted.connect(&name);
+            client.rows("PRAGMA cache_size = 10");
+            client.rows("PRAGMA cache_spill = 5");
+            client.rows("BEGIN");
+            for n in 1..4 {
+                client.rows(&format!("UPDATE t SET a = {n} WHERE rowid = 1"));
+                client.rows(
+                    "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 30) \
+                             INSERT INTO t SELECT 9, randomblob(900) FROM c",
+                );
+            }
+            client.rows("UPDATE t SET a = 4 WHERE rowid = 1");
+            let before = mounted.txid(&name);
+            chain.hold();
+            client.begin("COMMIT");
+            waiting(&mounted, 1);
+            assert!(!client.answers(), "{synchronous}: returned before the archive had it");
+            assert_eq!(reader.value("SELECT count(*) FROM t"), "1", "{synchronous}");
+            assert_eq!(chain.put(), 1);
+            client.answer().unwrap_or_else(|text| panic!("{synchronous}: {text}"));
+            assert_eq!(mounted.txid(&name), before + 1, "{synchronous}");
+            assert_eq!(reader.value("SELECT count(*) FROM t"), "91", "{synchronous}");
+            chain.go_on();
+            client.rows("UPDATE t SET a = 5 WHERE rowid = 1");
+            reader.close();
+            client.close();
+            same(&mounted, &chain, &name);
+        }
+    }
+}
+
 #[test]
 fn commits_of_many_databases_share_a_put() {
     needs_a_mount!();

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::change::Change;
@@ -45,6 +45,8 @@ pub struct Database {
     pub(super) halt: super::halt::Halt,
     /// Whether frames count that their writer has not published yet.
     pub(super) ahead: AtomicBool,
+    /// The last frame of a transaction, while its header has no salts yet; else 0.
+    pub(super) unsalted: AtomicU32,
     /// Whether only the daemon writes the WAL: there is nothing to capture.
     pub(super) held: AtomicBool,
     /// Whether the mark of applied change sets is there.

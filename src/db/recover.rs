@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 
 use super::database::{State, read_at_most};
@@ -106,6 +106,7 @@ impl Database {
             halt: super::halt::Halt::default(),
             held: AtomicBool::new(false),
             ahead: AtomicBool::new(false),
+            unsalted: AtomicU32::new(0),
             marked: AtomicBool::new(false),
             has_wal: AtomicBool::new(false),
             hidden: AtomicBool::new(false),

@@ -116,30 +116,41 @@ impl Database {
         Ok(())
     }
 
-    /// Whether the write that ends at byte `end` of the WAL completed a transaction's last
-    /// frame.
-    pub fn completes_transaction(&self, end: u64) -> Result<bool, DbError> {
+    /// The frame that the write completed which ends at byte `end` of the WAL, if it is a
+    /// transaction's last. Its page comes after its header. Where the transaction overwrote
+    /// frames that a spill had written, SQLite writes the frames after that without salts, and
+    /// all their headers anew at the commit (wal.c, walEncodeFrame, walRewriteChecksums): then
+    /// it is the header that comes last.
+    pub fn completed_frame(&self, end: u64) -> Result<Option<u32>, DbError> {
         let read = || DbError::io("read", self.path(FileKind::Wal));
         let file = self.handle(FileKind::Wal)?;
-        let Some(header) = WalHeader::read(&*file).map_err(read())? else { return Ok(false) };
-        let Some(frame) = frame_that_ends(&header, end) else { return Ok(false) };
+        let Some(header) = WalHeader::read(&*file).map_err(read())? else { return Ok(None) };
+        let Some((frame, part)) = part_that_ends(&header, end) else { return Ok(None) };
         let mut bytes = [0; FRAME_HEADER_LEN];
         let len = file.read_upto(&mut bytes, header.frame_offset(frame)).map_err(read())?;
-        let head = bytes.get(..len).and_then(FrameHeader::parse);
-        Ok(head.is_some_and(|head| head.commit != 0 && head.salt == header.salt))
+        let head = bytes.get(..len).and_then(FrameHeader::parse).filter(|head| head.commit != 0);
+        let salted = head.as_ref().is_some_and(|head| head.salt == header.salt);
+        let last = match part {
+            Part::Page => {
+                let unsalted = head.is_some_and(|head| head.salt == [0, 0]);
+                self.unsalted.store(if unsalted { frame } else { 0 }, Ordering::Release);
+                salted
+            }
+            Part::Header => salted && self.unsalted.load(Ordering::Acquire) == frame,
+        };
+        Ok(last.then_some(frame))
     }
 
-    /// Hands the transaction to the archive whose last frame ends at byte `end` of the WAL.
-    /// False if it changes nothing; `done` is then never called. To be followed by
-    /// [`Database::conclude`].
-    pub fn submit_frames(&self, end: u64, done: Done) -> Result<bool, DbError> {
+    /// Hands the transaction to the archive whose last frame is `last`. False if it changes
+    /// nothing; `done` is then never called. To be followed by [`Database::conclude`].
+    pub fn submit_frames(&self, last: u32, done: Done) -> Result<bool, DbError> {
         let _one_at_a_time = self.capturing.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = self.observe(true)?;
         let mut state = self.lock();
         self.refuse_while_waiting(&state)?;
         self.capture_frames(&mut state, &seen)?;
         let Some(file) = self.wal_file(&mut state)? else { return Ok(false) };
-        let Some(frames) = self.prepare_frames(&mut state, &file, end)? else { return Ok(false) };
+        let Some(frames) = self.prepare_frames(&mut state, &file, last)? else { return Ok(false) };
         self.shared.faults.pass("archive.submit").map_err(DbError::io("capture", self.paths.dir()))?;
         let committed = frames.prepared.committed();
         state.waiting = Some(Waiting::Frames(Box::new(frames)));
@@ -147,10 +158,9 @@ impl Database {
         Ok(true)
     }
 
-    fn prepare_frames(&self, state: &mut State, file: &File, end: u64) -> Result<Option<Frames>, DbError> {
+    fn prepare_frames(&self, state: &mut State, file: &File, last: u32) -> Result<Option<Frames>, DbError> {
         let read = || DbError::io("read", self.path(FileKind::Wal));
         let Some(header) = WalHeader::read(file).map_err(read())? else { return Ok(None) };
-        let Some(last) = frame_that_ends(&header, end) else { return Ok(None) };
         // The salts of a WAL's first generation are in no wal-index before the first commit.
         if state.wal.as_ref().is_none_or(|track| track.header.salt != header.salt) {
             self.restate(state, header.page_size)?;
@@ -256,9 +266,18 @@ impl Database {
     }
 }
 
-/// The number of the frame that ends at byte `end` of a WAL, if one does.
-fn frame_that_ends(header: &WalHeader, end: u64) -> Option<u32> {
+enum Part {
+    Header,
+    Page,
+}
+
+/// The number of the frame of which a part ends at byte `end` of a WAL, if one does.
+fn part_that_ends(header: &WalHeader, end: u64) -> Option<(u32, Part)> {
     let frames = end.checked_sub(HEADER_LEN as u64)?;
     let number = u32::try_from(frames / header.frame_len()).ok()?;
-    (number > 0 && frames % header.frame_len() == 0).then_some(number)
+    match frames % header.frame_len() {
+        0 => (number > 0).then_some((number, Part::Page)),
+        rest if rest == FRAME_HEADER_LEN as u64 => Some((number.checked_add(1)?, Part::Header)),
+        _ => None,
+    }
 }

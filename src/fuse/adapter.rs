@@ -92,9 +92,11 @@ impl Adapter {
         let (tree, pool) = (self.tree.clone(), self.pool.clone());
         if db.frames_are_plain() {
             let written = tree.write(caller, &handle, offset, data);
-            return match written.and_then(|()| db.completes_transaction(end).map_err(errno::report)) {
-                Ok(false) => answer(Ok(())),
-                Ok(true) => self.pool.run(move || commit_frames(&pool, tree, (handle, db), end, answer)),
+            return match written.and_then(|()| db.completed_frame(end).map_err(errno::report)) {
+                Ok(None) => answer(Ok(())),
+                Ok(Some(last)) => {
+                    self.pool.run(move || commit_frames(&pool, tree, (handle, db), last, answer))
+                }
                 Err(errno) => answer(Err(errno)),
             };
         }
@@ -102,9 +104,9 @@ impl Adapter {
         self.pool.run(move || {
             let checked = db.before_frames(offset, data.len() as u64).map_err(errno::report);
             let written = checked.and_then(|()| tree.write(caller, &handle, offset, &data));
-            match written.and_then(|()| db.completes_transaction(end).map_err(errno::report)) {
-                Ok(false) => answer(Ok(())),
-                Ok(true) => commit_frames(&pool, tree, (handle, db), end, answer),
+            match written.and_then(|()| db.completed_frame(end).map_err(errno::report)) {
+                Ok(None) => answer(Ok(())),
+                Ok(Some(last)) => commit_frames(&pool, tree, (handle, db), last, answer),
                 Err(errno) => answer(Err(errno)),
             }
         });
@@ -138,13 +140,13 @@ fn commit_frames(
     pool: &Pool,
     tree: Arc<Tree>,
     (handle, db): (Arc<Handle>, Arc<Database>),
-    end: u64,
+    last: u32,
     answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
 ) {
     commit(
         pool,
         &db,
-        |db, done| db.submit_frames(end, done),
+        |db, done| db.submit_frames(last, done),
         move |go| {
             answer(go);
             tree.watch.look(handle.node.ino);
