@@ -121,15 +121,13 @@ impl Database {
             }
             found.insert(record.pgno);
         }
-        if playback.is_cut() || playback.pages() != state.pages {
+        let kept = if own.meta.page_size == size { own.meta.commit.min(state.pages) } else { 0 };
+        let mut changed = own.pages.iter().filter(|(pgno, _)| pgno.get() <= kept);
+        let whole = !playback.is_cut() && playback.pages() == state.pages;
+        if !whole || !changed.all(|(pgno, _)| found.contains(pgno)) {
             return Ok(false);
         }
-        let kept = if own.meta.page_size == size { own.meta.commit } else { 0 };
-        let changed = own.pages.iter().map(|(pgno, _)| *pgno).filter(|pgno| pgno.get() <= kept);
         let dropped = (kept.saturating_add(1)..=state.pages).filter_map(Pgno::new);
-        if !changed.filter(|pgno| pgno.get() <= state.pages).all(|pgno| found.contains(&pgno)) {
-            return Ok(false);
-        }
         let database = self.database_file(state)?;
         for pgno in dropped.filter(|pgno| !found.contains(pgno) && *pgno != size.lock_page()) {
             page.resize(size.len(), 0);

@@ -103,7 +103,7 @@ impl Database {
         let (journal, log_from, incomplete) = (state.last_nonce, state.log_from, state.incomplete);
         Saved { pos, page_size, pages, wal, journal, log_from, incomplete }.write(&self.paths.state())?;
         state.unsaved = false;
-        self.sync_names()?;
+        self.sync_parents()?;
         self.unmark_unsynced(&mut state)
     }
 
@@ -123,7 +123,13 @@ impl Database {
 
     /// Makes the names of the database's files and of its directory durable.
     pub(super) fn sync_names(&self) -> Result<(), DbError> {
-        let mut dirs = self.paths.dir().ancestors().take_while(|dir| dir.starts_with(&self.shared.root));
+        sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
+        self.sync_parents()
+    }
+
+    fn sync_parents(&self) -> Result<(), DbError> {
+        let above = self.paths.dir().ancestors().skip(1);
+        let mut dirs = above.take_while(|dir| dir.starts_with(&self.shared.root));
         dirs.try_for_each(|dir| sync_dir(dir).map_err(DbError::io("sync", dir)))
     }
 

@@ -11,6 +11,7 @@ mod failing;
 mod io;
 mod large;
 mod modes;
+mod nodes;
 mod objects;
 mod parking;
 mod power;

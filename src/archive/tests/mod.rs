@@ -1,6 +1,7 @@
 //! Tests of the archive, on stores in memory and on disk, with lost replies and
 //! crashes at every step.
 
+mod disturbed;
 mod fencing;
 mod formats;
 mod model;

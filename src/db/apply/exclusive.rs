@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::super::change::Change;
 use super::super::recover::remove_if_there;
-use super::super::{Batch, Database, DbError, FileKind, Kind, LockTo, OwnFile, OwnMount};
+use super::super::{Batch, Database, DbError, FileKind, Kind, LockTo, OwnFile, OwnMount, sync_dir};
 use super::frames::ApplyError;
 use super::hold::Hold;
 use super::locks::{self, PENDING, RESERVED, SHARED};
@@ -292,15 +292,11 @@ impl Database {
         if state.exists {
             self.set_aside()?;
         }
-        let place = match self.shared.log.append(&batch) {
-            Ok(places) => places.first().copied().unwrap_or_default(),
-            Err(error) => {
-                if state.exists {
-                    self.put_back()?;
-                }
-                return Err(error.into());
-            }
-        };
+        let appended = self.shared.log.append(&batch);
+        if state.exists && appended.is_err() {
+            self.put_back()?;
+        }
+        let place = appended?.first().copied().unwrap_or_default();
         self.shared.log.sync()?;
         self.enter_applied(&mut state, set, (&change, place, afresh));
         (state.exists, state.file, state.wal, state.wal_file, state.nonce, state.prepared) =
@@ -318,7 +314,7 @@ impl Database {
         }
         self.held.store(false, Ordering::Release);
         if fs::metadata(self.paths.dir()).is_ok() {
-            super::super::sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
+            sync_dir(self.paths.dir()).map_err(DbError::io("sync", self.paths.dir()))?;
         }
         let mut told = Told::new(self);
         told.page(0, 0);
